@@ -1,0 +1,73 @@
+import type { Address } from '../core/address.ts';
+
+/** A whole configuration, parsed once: frozen, typed, durations in milliseconds. */
+export interface Config {
+  readonly providers: ReadonlyMap<string, ProviderConfig>;
+  readonly services: readonly ServiceConfig[];
+  readonly admin: AdminConfig;
+  /** Things that work and are unsafe, or are ignored: said at start and by `check`. */
+  readonly warnings: readonly Problem[];
+}
+
+export interface ProviderConfig {
+  readonly name: string;
+  readonly kind: string;
+  /** Parsed by the provider kind's schema. */
+  readonly settings: unknown;
+  /** The entry as it was written, canonical: two equal texts mean that nothing changed. */
+  readonly fingerprint: string;
+}
+
+export interface ServiceConfig {
+  readonly name: string;
+  readonly connector: string;
+  readonly listenOn: Address;
+  /** Permissions of a unix socket, such as 0o600. */
+  readonly socketMode: number;
+  readonly listenTls: ListenTls | undefined;
+  readonly credentials: ReadonlyMap<string, Reference>;
+  /** Parsed by the connector's schema. */
+  readonly settings: unknown;
+  readonly limits: Limits;
+  readonly fingerprint: string;
+}
+
+/** A value to be fetched when it is needed. */
+export interface Reference {
+  /** Name of an entry in `Config.providers`. */
+  readonly provider: string;
+  readonly get: string;
+}
+
+/** Files that hold the certificate shown to clients; read when the service is opened or reloaded. */
+export interface ListenTls {
+  readonly cert: string;
+  readonly key: string;
+  readonly passphraseFile: string | undefined;
+}
+
+export interface Limits {
+  /** Milliseconds for a client to say what it wants, and again for fetching the credential and logging in. */
+  readonly loginTimeout: number;
+  /** Sessions of one service at once. */
+  readonly maxConnections: number;
+  /** Milliseconds without a byte in either direction after which a session ends; 0: never. */
+  readonly idleTimeout: number;
+  /** Milliseconds that sessions get to finish at shutdown. */
+  readonly drainTimeout: number;
+}
+
+export interface AdminConfig {
+  /** undefined: no admin listener. */
+  readonly listenOn: Address | undefined;
+}
+
+/** Something wrong (or unsafe) in a configuration, with its place. Lines and columns start at 1. */
+export interface Problem {
+  readonly file: string;
+  readonly line: number;
+  readonly column: number;
+  /** `services.orders-db.config.host` */
+  readonly path: string;
+  readonly message: string;
+}

@@ -1,0 +1,116 @@
+import * as z from 'zod';
+
+import { duration } from '../../core/duration.ts';
+
+/** Authentication methods of a PostgreSQL server, weakest first. `none` is `trust`, `cert` or `peer`: no password is asked for. */
+export const authMethods = ['none', 'password', 'md5', 'scram-sha-256', 'scram-sha-256-plus'] as const;
+export type AuthMethod = (typeof authMethods)[number];
+
+export const tlsModes = ['disable', 'require', 'verify-ca', 'verify-full'] as const;
+export type TlsMode = (typeof tlsModes)[number];
+
+const parameterNames = z.array(z.string().min(1));
+
+function schema(defaults: { tls: TlsMode }) {
+  const tls = z.strictObject({
+    mode: z
+      .enum(tlsModes)
+      .default(defaults.tls)
+      .describe(
+        'disable: no TLS. require: TLS that proves nothing about the server. verify-ca: its certificate comes from a trusted CA. verify-full: and it names this host.',
+      ),
+    ca: z
+      .string()
+      .min(1)
+      .optional()
+      .describe('File with the CA certificates to trust (PEM), instead of the system ones.'),
+    cert: z.string().min(1).optional().describe('File with the client certificate and its chain (PEM).'),
+    key: z.string().min(1).optional().describe('File with the key of the client certificate (PEM).'),
+    serverName: z
+      .string()
+      .min(1)
+      .optional()
+      .describe(
+        'Name to send as SNI and to expect in the certificate, where it is not the host that is dialled.',
+      ),
+    minVersion: z.enum(['TLSv1.2', 'TLSv1.3']).default('TLSv1.2').describe('Oldest TLS version to accept.'),
+    negotiation: z
+      .enum(['postgres', 'direct'])
+      .default('postgres')
+      .describe(
+        'postgres: ask with an SSLRequest. direct: start TLS at once with ALPN (PostgreSQL 17 and later).',
+      ),
+  });
+
+  const parameters = z
+    .strictObject({
+      set: z
+        .record(z.string().min(1), z.string())
+        .default({})
+        .describe(
+          'Startup parameters that Postern sends and the client cannot override, such as `options: endpoint=...`.',
+        ),
+      allow: parameterNames
+        .optional()
+        .describe('The only startup parameters a client may send. Default: all.'),
+      deny: parameterNames
+        .optional()
+        .describe('Startup parameters a client may not send. Not together with `allow`.'),
+      otherwise: z
+        .enum(['refuse', 'drop'])
+        .default('refuse')
+        .describe(
+          'What happens to a parameter that is not allowed: the client gets an error, or it is left out.',
+        ),
+    })
+    .refine((value) => !(value.allow && value.deny), { message: 'give either `allow` or `deny`, not both' });
+
+  return z.strictObject({
+    host: z
+      .union([z.string().min(1), z.array(z.string().min(1)).min(1)])
+      .optional()
+      .describe(
+        'Host name, address, or folder of a unix socket; a list is tried in order. An entry may carry its own port (`db2:5433`, `[::1]:5433`). May also be a credential.',
+      ),
+    port: z.int().min(1).max(65535).default(5432).describe('TCP port of the server.'),
+    connectTimeout: duration
+      .prefault('5s')
+      .describe('How long one host may take to accept a connection before the next is tried.'),
+    tls: tls.prefault({}).describe('TLS towards the server.'),
+    minimumAuth: z
+      .enum(authMethods)
+      .default('none')
+      .describe('The weakest authentication method to accept from the server.'),
+    allowAuth: z
+      .array(z.enum(['password', 'md5']))
+      .default([])
+      .describe(
+        'Methods to accept even where the server is not verified: `password` shows the password to whoever answers, `md5` a hash that can be broken.',
+      ),
+    channelBinding: z
+      .enum(['disable', 'prefer', 'require'])
+      .default('prefer')
+      .describe('SCRAM channel binding (SCRAM-SHA-256-PLUS), which detects a TLS man in the middle.'),
+    scramMaxIterations: z
+      .int()
+      .min(4096)
+      .max(10_000_000)
+      .default(100_000)
+      .describe('Upper bound for the work that a server may ask for in SCRAM.'),
+    database: z.string().min(1).optional().describe('Database that every client gets, whatever it asks for.'),
+    databases: z
+      .array(z.string().min(1))
+      .min(1)
+      .optional()
+      .describe('The only databases that clients may ask for. Default: any.'),
+    parameters: parameters.prefault({}).describe('Policy for startup parameters.'),
+    replication: z.boolean().default(false).describe('Whether clients may open replication connections.'),
+  });
+}
+
+/** `config:` of the connector `postgres`: safe defaults. */
+export const settings = schema({ tls: 'verify-full' });
+/** `config:` of the connector `pg`: Secretless's name, with Secretless's default of unverified TLS. */
+export const secretlessSettings = schema({ tls: 'require' });
+
+export type Settings = z.output<typeof settings>;
