@@ -1,0 +1,262 @@
+import * as z from 'zod';
+
+import type { Connector } from '../connectors/connector.ts';
+import { connectors as allConnectors } from '../connectors/index.ts';
+import { duration } from '../core/duration.ts';
+import { providers as allProviders } from '../providers/index.ts';
+import type { ProviderKind } from '../providers/provider.ts';
+import { inputSchema, type JsonSchema } from './check.ts';
+import { listenAddress } from './listen.ts';
+import { ignoredServiceKeys, isSecretlessService } from './secretless.ts';
+
+/** The tables that a configuration may name things from. */
+export interface Tables {
+  readonly connectors: Readonly<Record<string, Connector>>;
+  readonly providers: Readonly<Record<string, ProviderKind>>;
+}
+
+const limitFields = {
+  loginTimeout: duration.describe(
+    'How long a client has to say what it wants, and again how long fetching the credential and logging in may take.',
+  ),
+  maxConnections: z
+    .int()
+    .min(1)
+    .max(1_000_000)
+    .describe('Sessions of one service at once; a client beyond that gets an error in its own protocol.'),
+  idleTimeout: duration.describe(
+    'How long a session may pass no byte in either direction before it is ended; 0s: for ever.',
+  ),
+  drainTimeout: duration.describe('How long sessions get to finish at shutdown before they are cut off.'),
+};
+
+/** `limits:` of the file, with its defaults. */
+export const limits = z.strictObject({
+  loginTimeout: limitFields.loginTimeout.prefault('10s'),
+  maxConnections: limitFields.maxConnections.default(1000),
+  idleTimeout: limitFields.idleTimeout.prefault('0s'),
+  drainTimeout: limitFields.drainTimeout.prefault('30s'),
+});
+
+/** Some limits, to lay over others. */
+export const someLimits = z.strictObject(limitFields).partial();
+
+/** `listenOn` of the admin listener, or `off`. */
+export const adminListenOn = z.union([z.literal('off'), listenAddress]);
+
+/** `admin:`; a YAML writer of version 1.1 turns `off` into `false`. */
+export const admin = z.union([
+  z.literal(['off', false]),
+  z.strictObject({
+    listenOn: listenAddress
+      .prefault('tcp://127.0.0.1:9090')
+      .describe('Address of the health checks, the metrics and the status page.'),
+    exposed: z
+      .boolean()
+      .default(false)
+      .describe('Says that the admin listener may be reached from other machines, which is else a warning.'),
+  }),
+]);
+
+const file = z.string().min(1);
+
+const listenTls = z.strictObject({
+  cert: file.describe('File with the certificate and its chain (PEM).'),
+  key: file.describe('File with its private key (PEM).'),
+  passphraseFile: file.optional().describe('File with the passphrase of the key, when it is encrypted.'),
+});
+
+const connectorName = z.string().min(1);
+
+/** An entry under `services:`; what its connector decides (`config`, `credentials`) is checked by the connector's own schema. */
+export const service = z.strictObject({
+  connector: connectorName
+    .optional()
+    .describe('The protocol that the service speaks; it decides what `config` and `credentials` may hold.'),
+  protocol: connectorName
+    .optional()
+    .meta({ deprecated: true })
+    .describe("Secretless's old name for `connector`."),
+  listenOn: listenAddress.describe(
+    'Where clients connect: `tcp://host:port` (also tcp4, tcp6; port 0 takes a free one) or `unix:///path`.',
+  ),
+  exposed: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Says that whoever reaches the address from another machine may use the credential without having one; a `listenOn` that is not loopback needs it.',
+    ),
+  socketMode: z
+    .string()
+    .regex(/^0?[0-7]{3}$/, 'must be an octal file mode in quotes, such as "0600" or "0660"')
+    .default('0600')
+    .describe('Permissions of a unix socket, in octal and in quotes.'),
+  listenTls: listenTls
+    .optional()
+    .describe('Certificate to show to clients that ask for TLS. Default: no TLS on this side.'),
+  credentials: z
+    .record(z.string(), z.unknown())
+    .nullish()
+    .describe(
+      'The values to fetch for each login, by the names that the connector gives them: `{from: PROVIDER, get: REFERENCE}`, or the value itself.',
+    ),
+  config: z.record(z.string(), z.unknown()).nullish().describe('Settings of the connector.'),
+  limits: someLimits
+    .nullish()
+    .describe('Limits of this service; what is not given is as in `limits` of the file.'),
+});
+
+/** An entry under `providers:`, apart from the settings of its kind. */
+export const provider = z.looseObject({
+  kind: z.string().min(1).describe('What the provider is; it decides what else the entry may hold.'),
+});
+
+/** A credential that is fetched. */
+export const reference = z.strictObject({
+  from: z
+    .string()
+    .min(1)
+    .describe(
+      'An entry under `providers:`, or a kind of provider, which is then set up from its environment variables.',
+    ),
+  get: z
+    .union([z.string().min(1), z.number(), z.boolean()])
+    .describe('What to ask the provider for; the provider says how it is written.'),
+});
+
+/** The top of a configuration file. */
+export const document = z.strictObject({
+  version: z.literal([2, '2']).describe('Version of this format.'),
+  providers: z
+    .record(z.string(), z.unknown())
+    .nullish()
+    .describe('Where secrets come from, by the names that `from:` uses.'),
+  services: z
+    .record(z.string(), z.unknown())
+    .nullish()
+    .describe('What Postern listens on, and what it connects each listener to, by name.'),
+  limits: limits.nullish().describe('Limits of every service that does not set its own.'),
+  admin: admin.nullish().describe('The admin listener, or `off`.'),
+});
+
+/** Names of services, providers and credentials: they appear in log lines, metrics and messages. */
+export const entryName = /^[\w.-]{1,128}$/;
+
+const named = { propertyNames: { pattern: entryName.source } };
+
+/** JSON Schema (draft 2020-12) of a configuration file, for editors and other tools. */
+export function jsonSchema(tables: Tables = { connectors: allConnectors, providers: allProviders }): object {
+  const top = inputSchema(document);
+  return {
+    $schema: 'https://json-schema.org/draft/2020-12/schema',
+    title: 'Configuration of Postern',
+    type: 'object',
+    properties: {
+      ...top.properties,
+      providers: { ...described(top, 'providers'), ...mapOf('provider') },
+      services: { ...described(top, 'services'), ...mapOf('service'), minProperties: 1 },
+    },
+    required: ['version', 'services'],
+    additionalProperties: false,
+    $defs: {
+      service: serviceSchema(tables.connectors),
+      provider: providerSchema(tables.providers),
+      credential: {
+        description: 'A reference to a secret, or the value itself.',
+        anyOf: [inputSchema(reference), { type: ['string', 'number', 'boolean'] }],
+      },
+    },
+  };
+}
+
+function described(schema: JsonSchema, key: string): JsonSchema {
+  const description = schema.properties?.[key]?.description;
+  return description === undefined ? {} : { description };
+}
+
+function mapOf(definition: string): object {
+  return { type: ['object', 'null'], ...named, additionalProperties: { $ref: `#/$defs/${definition}` } };
+}
+
+function serviceSchema(connectors: Tables['connectors']): object {
+  const schema = inputSchema(service);
+  const names = Object.keys(connectors);
+  const ignored = [...ignoredServiceKeys].map(([key, message]) => [
+    key,
+    { deprecated: true, description: `${key} ${message}.` },
+  ]);
+  return {
+    ...schema,
+    properties: {
+      ...schema.properties,
+      connector: { ...described(schema, 'connector'), enum: names },
+      protocol: { ...described(schema, 'protocol'), enum: names, deprecated: true },
+      ...Object.fromEntries(ignored),
+    },
+    required: ['listenOn'],
+    oneOf: [{ required: ['connector'] }, { required: ['protocol'] }],
+    allOf: Object.entries(connectors).map(([name, connector]) => ({
+      if: {
+        anyOf: ['connector', 'protocol'].map((key) => ({
+          properties: { [key]: { const: name } },
+          required: [key],
+        })),
+      },
+      // oxlint-disable-next-line unicorn/no-thenable -- the word of JSON Schema
+      then: {
+        properties: {
+          config: { ...described(schema, 'config'), ...orNull(inputSchema(connector.settings)) },
+          credentials: { ...described(schema, 'credentials'), ...credentialsSchema(connector) },
+          ...(isSecretlessService(name, false)
+            ? {}
+            : Object.fromEntries([...ignoredServiceKeys.keys()].map((key) => [key, false]))),
+        },
+        ...(requiresInput(connector.settings) ? { required: ['config'] } : {}),
+      },
+    })),
+  };
+}
+
+/** A key with nothing behind it is as good as no key where nothing is needed. */
+function orNull(schema: JsonSchema): object {
+  return (schema.required ?? []).length > 0 ? schema : { anyOf: [schema, { type: 'null' }] };
+}
+
+function requiresInput(schema: z.ZodType): boolean {
+  return (inputSchema(schema).required ?? []).length > 0;
+}
+
+function credentialsSchema({ credentials }: Connector): object {
+  const names = [...credentials.required, ...credentials.optional];
+  const other = { $ref: '#/$defs/credential', description: credentials.others };
+  return {
+    type: 'object',
+    ...named,
+    properties: Object.fromEntries(names.map((name) => [name, { $ref: '#/$defs/credential' }])),
+    required: credentials.required,
+    additionalProperties: credentials.others === undefined ? false : other,
+  };
+}
+
+function providerSchema(kinds: Tables['providers']): object {
+  const kind = { ...described(inputSchema(provider), 'kind'), enum: Object.keys(kinds) };
+  return {
+    type: 'object',
+    properties: { kind },
+    required: ['kind'],
+    allOf: Object.entries(kinds).map(([name, { settings, summary }]) => {
+      const { properties, required = [], additionalProperties: _, ...rest } = inputSchema(settings);
+      return {
+        if: { properties: { kind: { const: name } }, required: ['kind'] },
+        // oxlint-disable-next-line unicorn/no-thenable -- the word of JSON Schema
+        then: {
+          ...rest,
+          description: summary,
+          properties: { kind: true, ...properties },
+          required: ['kind', ...required],
+          additionalProperties: false,
+        },
+      };
+    }),
+  };
+}
