@@ -5,6 +5,9 @@ import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { OpenBao, OpenBaoInfo, PrivateOpenBao } from './servers/openbao.ts';
 import { openBao, startLocalOpenBao, startPrivateOpenBao } from './servers/openbao.ts';
+import { type PgBouncerInfo, startLocalPgBouncer } from './servers/pgbouncer.ts';
+import type { PostgresInfo, PostgresOptions, PrivatePostgres } from './servers/postgres.ts';
+import { startLocalPostgres } from './servers/postgres.ts';
 import { alive, answers, mark, type ProcessMark, Unavailable } from './servers/process.ts';
 import { discard, home, readRecord, registerUser, type ServerRecord, withLock } from './servers/state.ts';
 
@@ -12,25 +15,51 @@ export { canary } from './servers/canary.ts';
 export type { Certificates, Leaf, ServerCertificate } from './servers/certificates.ts';
 export { certificates } from './servers/certificates.ts';
 export type { OpenBao, PrivateOpenBao } from './servers/openbao.ts';
+export type { PgBouncerInfo } from './servers/pgbouncer.ts';
+export type { PostgresInfo, PostgresOptions, PrivatePostgres } from './servers/postgres.ts';
+export { sql } from './servers/postgres.ts';
+export { type Role, roleMethods } from './servers/postgres-roles.ts';
 export { Unavailable } from './servers/process.ts';
 
 /** What each server tells a test. */
 export interface Servers {
+  /** TLS, also with client certificates. */
+  readonly postgres18: PostgresInfo;
+  /** No TLS. */
+  readonly postgres15: PostgresInfo;
+  readonly pgbouncer: PgBouncerInfo;
   readonly openbao: OpenBao;
 }
 
 export type ServerName = keyof Servers;
 
 /** Every server there is, in the order in which it pays to start them. */
-export const serverNames: readonly ServerName[] = ['openbao'];
+export const serverNames: readonly ServerName[] = ['postgres18', 'openbao', 'postgres15', 'pgbouncer'];
 
 interface Source<Info> {
-  readonly start: (name: string) => Promise<Info>;
-  /** Makes what `start` gave out of what the record kept of it. */
-  readonly recall: (info: unknown) => Info;
+  /** Starts it and records it. */
+  readonly start: (name: string) => Promise<unknown>;
+  /** Makes what tests get out of what the record keeps; undefined when that is of no use any more. */
+  readonly recall: (info: unknown) => Info | undefined | Promise<Info | undefined>;
 }
 
 const local: { readonly [Name in ServerName]: Source<Servers[Name]> } = {
+  postgres18: {
+    start: (name) => startLocalPostgres(name, { version: 18 }),
+    recall: (info) => info as PostgresInfo,
+  },
+  postgres15: {
+    start: (name) => startLocalPostgres(name, { version: 15 }),
+    recall: (info) => info as PostgresInfo,
+  },
+  pgbouncer: {
+    start: async (name) => startLocalPgBouncer(name, await server('postgres18')),
+    // A PostgreSQL that was started anew has another port.
+    recall: async (info) => {
+      const { port } = await server('postgres18');
+      return (info as PgBouncerInfo).upstreamPort === port ? (info as PgBouncerInfo) : undefined;
+    },
+  },
   openbao: { start: startLocalOpenBao, recall: (info) => openBao(info as OpenBaoInfo) },
 };
 
@@ -65,17 +94,25 @@ async function obtain<Name extends ServerName>(name: Name): Promise<Servers[Name
   registerUser();
   ensureKeeper();
   return withLock(name, async () => {
-    const record = await readRecord(name);
     const source = local[name];
-    if (record && (await usable(record))) return source.recall(record.info);
+    const found = await recall(name, source);
+    if (found) return found;
     await discard(name);
     try {
-      return await source.start(name);
+      await source.start(name);
+      const started = await recall(name, source);
+      if (started) return started;
+      throw new Error(`${name} ended as soon as it had started`);
     } catch (error) {
       await discard(name);
       throw error;
     }
   });
+}
+
+async function recall<Info>(name: string, source: Source<Info>): Promise<Info | undefined> {
+  const record = await readRecord(name);
+  return record && (await usable(record)) ? source.recall(record.info) : undefined;
 }
 
 async function usable(record: ServerRecord): Promise<boolean> {
@@ -107,4 +144,10 @@ function privateName(kind: string): string {
 export async function startOpenBao(): Promise<PrivateOpenBao> {
   const name = privateName('openbao');
   return startPrivateOpenBao(name, mark(process.pid));
+}
+
+/** A PostgreSQL of this test alone, which it may kill and restart, with a certificate of its choice. Stop it in `after`. */
+export async function startPostgres(options: PostgresOptions = {}): Promise<PrivatePostgres> {
+  const name = privateName('postgres');
+  return startLocalPostgres(name, { ...options, owner: mark(process.pid) });
 }
