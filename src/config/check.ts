@@ -193,7 +193,7 @@ function phrase(schema: JsonSchema): string {
     case 'boolean':
       return 'true or false';
     case 'array':
-      return 'a list';
+      return schema.items ? `a list of ${expectation(schema.items).replace(/^one of /, '')}` : 'a list';
     case 'object':
       return 'a map of keys and values';
     default:
