@@ -39,10 +39,10 @@ async function readVariable(
   { name: provider, environment }: ProviderContext,
   signal: AbortSignal,
 ): Promise<Secret> {
-  const value = environment[name];
+  const value = own(environment, name);
   if (value !== undefined) return new Secret(Buffer.from(value, 'utf8'));
 
-  const path = environment[`${name}_FILE`];
+  const path = own(environment, `${name}_FILE`);
   if (path === undefined) {
     throw new PosternError(
       'PROVIDER_FAILED',
@@ -56,4 +56,9 @@ async function readVariable(
     const { code, message } = PosternError.from(thrown);
     throw new PosternError(code, `provider "${provider}": ${name}_FILE: ${message}`);
   }
+}
+
+/** `environment.constructor` is a function that every object has, also process.env. */
+function own(environment: ProviderContext['environment'], name: string): string | undefined {
+  return Object.hasOwn(environment, name) ? environment[name] : undefined;
 }

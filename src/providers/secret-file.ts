@@ -48,7 +48,7 @@ async function readRegularFile(path: string): Promise<SecretFile> {
     file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
     const status = await file.stat();
     refuseUnlessRegular(path, status);
-    return { bytes: await readToEnd(path, file), changedAt: status.mtime };
+    return { bytes: await readToEnd(path, file, status.size), changedAt: status.mtime };
   } catch (thrown) {
     if (thrown instanceof PosternError) throw thrown;
     throw new PosternError('PROVIDER_FAILED', `file "${path}": ${explain(reasonOf(thrown))}`);
@@ -71,23 +71,31 @@ function refuseUnlessRegular(path: string, status: Stats): void {
   if (status.size > maxBytes) throw tooLarge(path);
 }
 
-async function readToEnd(path: string, file: FileHandle): Promise<Buffer> {
-  const buffer = Buffer.alloc(maxBytes + 1);
+/** A size of 0 says nothing (procfs), and a file may grow while it is read: its end is where a read finds nothing. */
+async function readToEnd(path: string, file: FileHandle, size: number): Promise<Buffer> {
+  let buffer = Buffer.alloc(size + 1);
+  let length = 0;
   try {
-    let length = 0;
     for (;;) {
       const { bytesRead } = await file.read(buffer, length, buffer.length - length, length);
       length += bytesRead;
       if (length > maxBytes) throw tooLarge(path);
-      if (bytesRead === 0) {
-        const bytes = Buffer.alloc(length);
-        buffer.copy(bytes, 0, 0, length);
-        return bytes;
+      if (bytesRead === 0) return exactly(buffer, length);
+      if (length === buffer.length) {
+        const larger = exactly(buffer, maxBytes + 1);
+        buffer.fill(0);
+        buffer = larger;
       }
     }
   } finally {
     buffer.fill(0);
   }
+}
+
+function exactly(buffer: Buffer, length: number): Buffer {
+  const bytes = Buffer.alloc(length);
+  buffer.copy(bytes);
+  return bytes;
 }
 
 function tooLarge(path: string): PosternError {

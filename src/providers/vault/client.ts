@@ -105,7 +105,8 @@ export class VaultClient {
   /** What to throw for a reply that is not the one hoped for; `meaning` where the caller knows more than its status. */
   refusal(call: Call, reply: Reply, meaning: Meaning = meaningOf(reply.status)): PosternError {
     const said = reply.said === undefined ? '' : `: ${reply.said}`;
-    return this.error(meaning.code, `${call.purpose}: ${meaning.text} (HTTP ${reply.status}${said})`);
+    const status = reply.status === 200 ? '' : ` (HTTP ${reply.status}${said})`;
+    return this.error(meaning.code, `${call.purpose}: ${meaning.text}${status}`);
   }
 
   error(code: ErrorCode, text: string): PosternError {

@@ -206,7 +206,8 @@ export class Tokens {
   }
 
   #variable(name: string): Buffer {
-    const value = this.#context.environment[name];
+    const { environment } = this.#context;
+    const value = Object.hasOwn(environment, name) ? environment[name] : undefined;
     if (!value) throw this.#client.error('PROVIDER_FAILED', `the variable ${name} is not set`);
     return Buffer.from(value);
   }
