@@ -1,8 +1,13 @@
+import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import type { SecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 
+import type { Admission } from './admission.ts';
 import type { Credentials } from './credentials.ts';
+import { Deadline } from './deadline.ts';
+import { type ErrorCode, PosternError, reasonOf } from './errors.ts';
+import { Relay, type RelayEnd } from './relay.ts';
 
 /** One client connection, and all that a connector may use to serve it. */
 export interface Session {
@@ -19,9 +24,11 @@ export interface Session {
    */
   admit(): void;
 
-  /** A fresh signal for one step (reading a start-up message, one login, one request): aborts after the service's
-   *  login timeout with a TIMEOUT error, and at shutdown with a SHUTDOWN error. It replaces the one given before. */
-  deadline(): AbortSignal;
+  /**
+   * A fresh signal for one step ("the start-up message", "the login"), in place of the one given before: aborts
+   * after the service's login timeout with a TIMEOUT error that names the step, and at shutdown with SHUTDOWN.
+   */
+  deadline(step: string): AbortSignal;
 
   /** Adds facts to the session's one log line: names, never values. */
   note(facts: Readonly<Record<string, string | number | boolean>>): void;
@@ -33,9 +40,229 @@ export interface Session {
    */
   withCredentials<T>(use: (credentials: Credentials, signal: AbortSignal) => Promise<T>): Promise<T>;
 
-  /** Relays until both ends are done. Throws UPSTREAM_CLOSED or CLIENT_CLOSED when one of them broke off. */
+  /**
+   * Relays until both ends are done and closed. Throws UPSTREAM_CLOSED or CLIENT_CLOSED when one of them broke
+   * off, TIMEOUT when both were silent for too long, SHUTDOWN when Postern ended it.
+   */
   relay(client: Socket, upstream: Socket): Promise<void>;
 }
 
 /** What a connector needs to try one login without a client, for `check --connect`. */
 export type Probe = Pick<Session, 'log' | 'withCredentials' | 'note'>;
+
+/** A service as its sessions see it. */
+export interface ServiceRuntime {
+  readonly name: string;
+  readonly log: Logger;
+  readonly localTls: SecureContext | undefined;
+  /** Milliseconds. */
+  readonly loginTimeout: number;
+  /** Milliseconds; 0: never. */
+  readonly idleTimeout: number;
+  readonly admission: Admission;
+  serve(session: Session): Promise<void>;
+  lend<T>(
+    use: (credentials: Credentials, signal: AbortSignal) => Promise<T>,
+    signal: AbortSignal,
+    onFetched: (versions: string) => void,
+  ): Promise<T>;
+}
+
+export type Outcome = 'ok' | ErrorCode;
+
+/** What is known of a session when it has ended: for the log, the audit and the metrics. */
+export interface SessionReport {
+  readonly outcome: Outcome;
+  /** Whether the client asked for a session at all and got a place. */
+  readonly admitted: boolean;
+  /** Seconds from the admission to the end of the login; undefined when there was none. */
+  readonly loginSeconds: number | undefined;
+  readonly seconds: number;
+  readonly bytesFromClient: number;
+  readonly bytesFromUpstream: number;
+}
+
+const processTag = randomBytes(3).toString('hex');
+let lastSession = 0;
+/** How long an ended session waits for its client's socket to close by itself, in milliseconds. */
+const CLOSE_TIMEOUT = 2000;
+
+/** Runs one session from its first byte to its last. This is the one place where a session's failure is logged. */
+export class ClientSession implements Session {
+  readonly id: string;
+  readonly client: Socket;
+  readonly log: Logger;
+  readonly localTls: SecureContext | undefined;
+  readonly #service: ServiceRuntime;
+  readonly #started = performance.now();
+  readonly #peer: string;
+  #facts: Record<string, string | number | boolean> = {};
+  #admitted: number | undefined;
+  #loggedIn: number | undefined;
+  #deadline: Deadline | undefined;
+  #relay: Relay | undefined;
+  #stopped = false;
+
+  constructor(client: Socket, service: ServiceRuntime) {
+    lastSession += 1;
+    this.id = `${processTag}-${lastSession}`;
+    this.client = client;
+    this.#service = service;
+    this.log = service.log.child({ session: this.id });
+    this.localTls = service.localTls;
+    this.#peer = client.remoteAddress === undefined ? 'unix' : `${client.remoteAddress}:${client.remotePort}`;
+    // A broken client connection always ends in 'close', which whoever reads or writes then notices.
+    client.on('error', (error) => this.log.trace({ reason: reasonOf(error) }, 'client connection failed'));
+  }
+
+  /** Never rejects. */
+  async run(): Promise<SessionReport> {
+    let failure: PosternError | undefined;
+    try {
+      await this.#service.serve(this);
+    } catch (thrown) {
+      failure = PosternError.from(thrown);
+    } finally {
+      this.#clearDeadline();
+      await this.#closed();
+      if (this.#admitted !== undefined) this.#service.admission.leave();
+    }
+    const report = this.#report(failure);
+    this.#log(report, failure);
+    return report;
+  }
+
+  /** Bytes relayed so far. */
+  get bytes(): { readonly fromClient: number; readonly fromUpstream: number } {
+    return this.#relay?.bytes ?? { fromClient: 0, fromUpstream: 0 };
+  }
+
+  /** Ends the session now: a login is answered with SHUTDOWN, a relay is closed. */
+  stop(): void {
+    this.#stopped = true;
+    this.#relay?.close();
+    this.#deadline?.abort(shutdown());
+  }
+
+  admit(): void {
+    if (this.#stopped) throw shutdown();
+    this.#service.admission.enter();
+    this.#admitted = performance.now();
+  }
+
+  deadline(step: string): AbortSignal {
+    this.#clearDeadline();
+    const { loginTimeout } = this.#service;
+    const late = () => new PosternError('TIMEOUT', `${step} took longer than ${loginTimeout / 1000} s`);
+    this.#deadline = new Deadline(loginTimeout, late);
+    if (this.#stopped) this.#deadline.abort(shutdown());
+    return this.#deadline.signal;
+  }
+
+  note(facts: Readonly<Record<string, string | number | boolean>>): void {
+    Object.assign(this.#facts, facts);
+  }
+
+  async withCredentials<T>(use: (credentials: Credentials, signal: AbortSignal) => Promise<T>): Promise<T> {
+    const signal = this.deadline('the login');
+    try {
+      return await this.#service.lend(use, signal, (credential) => this.note({ credential }));
+    } finally {
+      this.#clearDeadline();
+    }
+  }
+
+  async relay(client: Socket, upstream: Socket): Promise<void> {
+    this.#clearDeadline();
+    this.#loggedIn = performance.now();
+    this.#relay = new Relay(client, upstream, { idleTimeout: this.#service.idleTimeout });
+    if (this.#stopped) this.#relay.close();
+    const end = await this.#relay.done;
+    if (end !== 'done') throw brokenRelay(end);
+  }
+
+  #clearDeadline(): void {
+    this.#deadline?.[Symbol.dispose]();
+    this.#deadline = undefined;
+  }
+
+  /** The connector has ended the client's connection; a client that does not follow is cut off. */
+  async #closed(): Promise<void> {
+    if (this.client.closed) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.client.once('close', () => resolve());
+    const timer = setTimeout(() => this.client.destroy(), CLOSE_TIMEOUT);
+    await promise;
+    clearTimeout(timer);
+  }
+
+  #report(failure: PosternError | undefined): SessionReport {
+    const { bytes } = this;
+    return {
+      outcome: failure?.code ?? 'ok',
+      admitted: this.#admitted !== undefined,
+      loginSeconds:
+        this.#admitted === undefined || this.#loggedIn === undefined
+          ? undefined
+          : (this.#loggedIn - this.#admitted) / 1000,
+      seconds: (performance.now() - this.#started) / 1000,
+      bytesFromClient: bytes.fromClient,
+      bytesFromUpstream: bytes.fromUpstream,
+    };
+  }
+
+  #log(report: SessionReport, failure: PosternError | undefined): void {
+    const { outcome, admitted, loginSeconds, seconds, bytesFromClient, bytesFromUpstream } = report;
+    const line = {
+      client: this.#peer,
+      ...this.#facts,
+      outcome,
+      ...(failure && describeFailure(failure)),
+      ...(loginSeconds !== undefined && { loginMs: Math.round(loginSeconds * 1000) }),
+      durationMs: Math.round(seconds * 1000),
+      ...(this.#relay && { bytesFromClient, bytesFromUpstream }),
+    };
+    if (outcome === 'ok' || (outcome === 'CLIENT_CLOSED' && admitted)) this.log.info(line, 'session ended');
+    // Port probes connect and leave without a word.
+    else if (outcome === 'CLIENT_CLOSED') this.log.debug(line, 'session ended');
+    else this.log.warn(line, 'session failed');
+  }
+}
+
+function shutdown(): PosternError {
+  return new PosternError('SHUTDOWN', 'Postern is shutting down');
+}
+
+function brokenRelay(end: Exclude<RelayEnd, 'done'>): PosternError {
+  switch (end) {
+    case 'client-broke':
+      return new PosternError('CLIENT_CLOSED', 'the client broke off the connection');
+    case 'upstream-broke':
+      return new PosternError('UPSTREAM_CLOSED', 'the server broke off the connection');
+    case 'idle':
+      return new PosternError('TIMEOUT', 'the connection was idle for too long');
+    case 'closed':
+      return shutdown();
+  }
+}
+
+/**
+ * A failure for the log: our own messages as they are; of a foreign error beneath only its code, and of an
+ * unexpected one the places in the code, because its message could quote what it was given.
+ */
+export function describeFailure(failure: PosternError): Record<string, unknown> {
+  const { cause } = failure;
+  return {
+    error: failure.message,
+    ...(cause !== undefined && { reason: cause instanceof PosternError ? cause.message : reasonOf(cause) }),
+    ...(failure.code === 'INTERNAL' && cause instanceof Error && { at: frames(cause) }),
+  };
+}
+
+function frames(error: Error): string[] {
+  return (error.stack ?? '')
+    .split('\n')
+    .filter((line) => line.startsWith('    at '))
+    .slice(0, 8)
+    .map((line) => line.trim());
+}

@@ -1,7 +1,26 @@
-import { defineConnector } from '../connector.ts';
-import { secretlessSettings, settings } from './settings.ts';
+import type { Credentials } from '../../core/credentials.ts';
+import { PosternError } from '../../core/errors.ts';
+import type { Probe, Session } from '../../core/session.ts';
+import { type CredentialNames, defineConnector, type Protocol } from '../connector.ts';
+import { CancelKeys } from './cancel.ts';
+import { Client, type StartupHello } from './client.ts';
+import { type LoggedIn, logIn } from './login.ts';
+import {
+  authenticationOk,
+  byteString,
+  encodeBackendKey,
+  encodeMessage,
+  NEWEST_MINOR,
+  negotiateProtocolVersion,
+  type Parameter,
+  textOf,
+} from './messages.ts';
+import { type StartupRequest, startupRequest } from './parameters.ts';
+import { sqlstateOf } from './replies.ts';
+import { review } from './review.ts';
+import { type Settings, secretlessSettings, settings } from './settings.ts';
 
-const credentials = {
+const names = {
   required: ['username'],
   optional: [
     'password',
@@ -16,19 +35,136 @@ const credentials = {
     'sslhost',
   ],
   others: 'sent to the server as a startup parameter of that name, which the client cannot override',
-};
+} as const satisfies CredentialNames;
+const known: ReadonlySet<string> = new Set([...names.required, ...names.optional]);
 
+/** PostgreSQL with Postern's defaults: TLS verified in full, a password in clear only to a verified server. */
 export const postgres = defineConnector({
   summary: 'PostgreSQL, protocol 3.0 and 3.2',
   settings,
-  credentials,
-  review: () => ({ problems: [], warnings: [] }),
-  open: () => ({ serve: async () => {}, probe: async () => '' }),
+  credentials: names,
+  review,
+  open,
 });
+
+/** The same under Secretless's name and with its defaults, so that its files run unchanged. */
 export const pg = defineConnector({
   summary: "PostgreSQL under Secretless's name, with Secretless's defaults",
   settings: secretlessSettings,
-  credentials,
-  review: () => ({ problems: [], warnings: [] }),
-  open: () => ({ serve: async () => {}, probe: async () => '' }),
+  credentials: names,
+  review,
+  open,
 });
+
+/** One for the whole process: a client may send its cancel request to any listener, also after a reload. */
+const cancelKeys = new CancelKeys();
+
+function open(settings: Settings): Protocol {
+  return {
+    serve: (session) => serve(session, settings),
+    probe: (probe) => tryLogin(probe, settings),
+  };
+}
+
+async function serve(session: Session, settings: Settings): Promise<void> {
+  const client = new Client(session);
+  try {
+    const hello = await client.readHello(session.deadline('the start-up message'));
+    if (hello.kind === 'cancel') {
+      const known = await cancelKeys.forward(
+        hello.target,
+        settings.connectTimeout,
+        session.deadline('the cancel request'),
+      );
+      session.note({ cancel: known ? 'forwarded' : 'unknown key' });
+      client.end();
+      return;
+    }
+    session.admit();
+    const loggedIn = await session.withCredentials(async (credentials, signal) => {
+      const request = startupRequest(hello, settings, pinnedParameters(settings, credentials));
+      session.note(described(hello, request));
+      return await logIn(request, settings, credentials, signal);
+    });
+    session.note(reached(loggedIn));
+
+    using cancelKey =
+      loggedIn.backendKey && cancelKeys.issue(loggedIn.backendKey, loggedIn.reached, hello.minor);
+    client.socket.write(greetingFor(hello, loggedIn, cancelKey && encodeBackendKey(cancelKey.given)));
+    await session.relay(client.socket, loggedIn.socket);
+  } catch (thrown) {
+    const error = PosternError.from(thrown);
+    client.refuse(error);
+    throw error;
+  }
+}
+
+/** `parameters.set` of the configuration, and credentials that are no part of the connection itself. */
+function pinnedParameters(settings: Settings, credentials: Credentials): Parameter[] {
+  const fromSettings = Object.entries(settings.parameters.set).map(
+    ([name, value]): Parameter => [byteString(name), byteString(value)],
+  );
+  const others = credentials.names().filter((name) => !known.has(name));
+  return [
+    ...fromSettings,
+    ...others.map((name): Parameter => [byteString(name), byteString(credentials.text(name) ?? '')]),
+  ];
+}
+
+/** All that the client hears at once, when the server is ready for it: as if it had logged in itself. */
+function greetingFor(
+  hello: StartupHello,
+  { greeting, readyForQuery }: LoggedIn,
+  backendKey: Buffer | undefined,
+): Buffer {
+  const negotiate = hello.askedMinor > NEWEST_MINOR || hello.unknownOptions.length > 0;
+  return Buffer.concat([
+    ...(negotiate ? [negotiateProtocolVersion(hello.minor, hello.unknownOptions)] : []),
+    authenticationOk,
+    ...greeting,
+    // Some drivers take nothing between BackendKeyData and ReadyForQuery.
+    ...(backendKey ? [backendKey] : []),
+    readyForQuery,
+  ]);
+}
+
+function described(hello: StartupHello, { database, askedUser }: StartupRequest): Record<string, string> {
+  const application = hello.parameters.findLast(([name]) => name === 'application_name')?.[1];
+  return {
+    database: textOf(database),
+    askedUser: textOf(askedUser),
+    ...(application !== undefined && { application: textOf(application).slice(0, 64) }),
+  };
+}
+
+function reached({ reached: { address }, method, socket }: LoggedIn): Record<string, string> {
+  return {
+    upstream: address.kind === 'unix' ? address.path : `${address.host}:${address.port}`,
+    auth: method,
+    upstreamTls:
+      'getProtocol' in socket && typeof socket.getProtocol === 'function'
+        ? String(socket.getProtocol())
+        : 'none',
+  };
+}
+
+async function tryLogin(probe: Probe, settings: Settings): Promise<string> {
+  return await probe.withCredentials(async (credentials, signal) => {
+    const pinned = pinnedParameters(settings, credentials);
+    const database = byteString(settings.database ?? settings.databases?.[0] ?? 'postgres');
+    const request = { database, askedUser: '', parameters: [['database', database], ...pinned] as const };
+    const user = credentials.text('username');
+    try {
+      const loggedIn = await logIn(request, settings, credentials, signal);
+      loggedIn.socket.end(encodeMessage('X'));
+      loggedIn.socket.destroySoon();
+      const { upstream, auth, upstreamTls } = reached(loggedIn);
+      return `logged in to ${upstream} as ${user} (${auth}, TLS ${upstreamTls})`;
+    } catch (error) {
+      // The login itself succeeded; which database applications ask for is theirs to say.
+      if (error instanceof PosternError && sqlstateOf(error) === '3D000' && !settings.database)
+        return `logged in as ${user}; there is no database "${textOf(database)}"`;
+      throw error;
+    }
+  });
+}

@@ -11,7 +11,7 @@ export type TlsMode = (typeof tlsModes)[number];
 
 const parameterNames = z.array(z.string().min(1));
 
-function schema(defaults: { tls: TlsMode }) {
+function schema(defaults: { tls: TlsMode; allowAuth: ('password' | 'md5')[] }) {
   const tls = z.strictObject({
     mode: z
       .enum(tlsModes)
@@ -83,7 +83,7 @@ function schema(defaults: { tls: TlsMode }) {
       .describe('The weakest authentication method to accept from the server.'),
     allowAuth: z
       .array(z.enum(['password', 'md5']))
-      .default([])
+      .default(defaults.allowAuth)
       .describe(
         'Methods to accept even where the server is not verified: `password` shows the password to whoever answers, `md5` a hash that can be broken.',
       ),
@@ -109,8 +109,8 @@ function schema(defaults: { tls: TlsMode }) {
 }
 
 /** `config:` of the connector `postgres`: safe defaults. */
-export const settings = schema({ tls: 'verify-full' });
-/** `config:` of the connector `pg`: Secretless's name, with Secretless's default of unverified TLS. */
-export const secretlessSettings = schema({ tls: 'require' });
+export const settings = schema({ tls: 'verify-full', allowAuth: [] });
+/** `config:` of the connector `pg`, Secretless's name: unverified TLS by default, and any password method. */
+export const secretlessSettings = schema({ tls: 'require', allowAuth: ['password', 'md5'] });
 
 export type Settings = z.output<typeof settings>;

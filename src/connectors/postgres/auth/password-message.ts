@@ -19,7 +19,9 @@ export function saslResponse(response: Buffer): Buffer {
 
 /** Type, length, body; the length counts itself and the body. Wipes `body`, of which it makes a copy. */
 function framed(body: Buffer): Buffer {
-  const message = Buffer.alloc(5 + body.length);
+  // Not `Buffer.alloc`: up to 64 bytes it lives on the JavaScript heap until native code asks for it, and then V8 moves it
+  // and leaves the old bytes behind, where no `fill` reaches them. (test/connectors/postgres/auth/memory.test.ts)
+  const message = Buffer.allocUnsafe(5 + body.length);
   message.writeUInt8(PASSWORD);
   message.writeInt32BE(4 + body.length, 1);
   body.copy(message, 5);

@@ -1,4 +1,4 @@
-import { createHash, createHmac, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
+import { createHmac, hash, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
 import { promisify } from 'node:util';
 
 import type { Derive } from '../../../core/credentials.ts';
@@ -157,7 +157,7 @@ export class ScramClient {
     );
     const clientKey = keys.subarray(0, 32);
     const serverKey = keys.subarray(32);
-    const storedKey = createHash('sha256').update(clientKey).digest();
+    const storedKey = hash('sha256', clientKey, 'buffer');
     const proof = hmac(storedKey, authMessage); // ClientSignature, until the key is mixed in
     try {
       for (const [i, byte] of clientKey.entries()) proof[i] = (proof[i] as number) ^ byte;

@@ -1,0 +1,140 @@
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+
+import type { Outcome, SessionReport } from '../core/session.ts';
+
+/** What the metrics ask of the running program at the moment of a scrape. */
+export interface LiveState {
+  /** Sessions and bytes of one service that are not in a report yet. */
+  services(): Iterable<{
+    readonly name: string;
+    readonly active: number;
+    readonly bytesFromClient: number;
+    readonly bytesFromUpstream: number;
+  }>;
+}
+
+/** Every metric that Postern exposes; docs/metrics.md describes them, and a test holds the two together. */
+export class Metrics {
+  readonly registry = new Registry();
+  readonly #relayedByEnded = new Map<string, { fromClient: number; fromUpstream: number }>();
+  readonly #sessions: Counter;
+  readonly #logins: Histogram;
+  readonly #fetches: Counter;
+  readonly #fetchDuration: Histogram;
+  readonly #acceptErrors: Counter;
+  readonly #dropped: Counter;
+  readonly #reloads: Counter;
+  readonly #reloaded: Gauge;
+
+  constructor(version: string, live: LiveState) {
+    const registers = [this.registry];
+    collectDefaultMetrics({ register: this.registry });
+    new Gauge({
+      name: 'postern_build_info',
+      help: 'Always 1; the labels say which version runs on which Node.js.',
+      labelNames: ['version', 'node'],
+      registers,
+    }).set({ version, node: process.version }, 1);
+    new Gauge({
+      name: 'postern_sessions_active',
+      help: 'Sessions that have a place now.',
+      labelNames: ['service'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { name, active } of live.services()) this.set({ service: name }, active);
+      },
+    });
+    const ended = this.#relayedByEnded;
+    new Counter({
+      name: 'postern_relayed_bytes_total',
+      help: 'Bytes relayed after the login, by the side they came from.',
+      labelNames: ['service', 'from'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { name, bytesFromClient, bytesFromUpstream } of live.services()) {
+          const before = ended.get(name);
+          this.inc({ service: name, from: 'client' }, bytesFromClient + (before?.fromClient ?? 0));
+          this.inc({ service: name, from: 'upstream' }, bytesFromUpstream + (before?.fromUpstream ?? 0));
+        }
+      },
+    });
+    this.#sessions = new Counter({
+      name: 'postern_sessions_total',
+      help: 'Ended sessions by outcome: ok, or a code of docs/errors.md.',
+      labelNames: ['service', 'outcome'],
+      registers,
+    });
+    this.#logins = new Histogram({
+      name: 'postern_login_duration_seconds',
+      help: 'From a client that has said what it wants to one that is logged in.',
+      labelNames: ['service'],
+      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      registers,
+    });
+    this.#fetches = new Counter({
+      name: 'postern_provider_requests_total',
+      help: 'Questions to a provider by outcome: ok, or a code of docs/errors.md.',
+      labelNames: ['provider', 'outcome'],
+      registers,
+    });
+    this.#fetchDuration = new Histogram({
+      name: 'postern_provider_request_duration_seconds',
+      help: 'How long a provider took to answer.',
+      labelNames: ['provider'],
+      buckets: [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      registers,
+    });
+    this.#acceptErrors = new Counter({
+      name: 'postern_accept_errors_total',
+      help: 'Connections that could not be accepted, for example for lack of descriptors.',
+      labelNames: ['service'],
+      registers,
+    });
+    this.#dropped = new Counter({
+      name: 'postern_connections_dropped_total',
+      help: 'Connections closed unheard because too many others were still waiting to be refused.',
+      labelNames: ['service'],
+      registers,
+    });
+    this.#reloads = new Counter({
+      name: 'postern_config_reloads_total',
+      help: 'Reloads of the configuration by outcome: ok or failed.',
+      labelNames: ['outcome'],
+      registers,
+    });
+    this.#reloaded = new Gauge({
+      name: 'postern_config_last_load_timestamp_seconds',
+      help: 'When the configuration in force was loaded.',
+      registers,
+    });
+  }
+
+  sessionEnded(service: string, report: SessionReport): void {
+    this.#sessions.inc({ service, outcome: report.outcome });
+    if (report.loginSeconds !== undefined) this.#logins.observe({ service }, report.loginSeconds);
+    const relayed = this.#relayedByEnded.get(service) ?? { fromClient: 0, fromUpstream: 0 };
+    relayed.fromClient += report.bytesFromClient;
+    relayed.fromUpstream += report.bytesFromUpstream;
+    this.#relayedByEnded.set(service, relayed);
+  }
+
+  providerAsked(provider: string, outcome: Outcome, seconds: number): void {
+    this.#fetches.inc({ provider, outcome });
+    this.#fetchDuration.observe({ provider }, seconds);
+  }
+
+  acceptFailed(service: string): void {
+    this.#acceptErrors.inc({ service });
+  }
+
+  connectionDropped(service: string): void {
+    this.#dropped.inc({ service });
+  }
+
+  configLoaded(outcome: 'first' | 'ok' | 'failed'): void {
+    if (outcome !== 'first') this.#reloads.inc({ outcome });
+    if (outcome !== 'failed') this.#reloaded.set(Date.now() / 1000);
+  }
+}

@@ -1,0 +1,274 @@
+import type { Logger } from 'pino';
+
+import { Metrics } from './admin/metrics.ts';
+import { AdminServer } from './admin/server.ts';
+import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
+import { type Address, formatAddress } from './core/address.ts';
+import { PosternError, reasonOf } from './core/errors.ts';
+import { Listener } from './listener.ts';
+import { providers as kinds } from './providers/index.ts';
+import type { Provider } from './providers/provider.ts';
+import { Service } from './service.ts';
+
+/** How long closing all providers may take at the end, in milliseconds. */
+const PROVIDER_CLOSE_TIMEOUT = 5000;
+/** How long one provider may take to say for `/readyz?verbose` that it is well, in milliseconds. */
+const PROVIDER_CHECK_TIMEOUT = 2000;
+
+export interface BrokerContext {
+  readonly log: Logger;
+  readonly version: string;
+  readonly environment: Readonly<Record<string, string | undefined>>;
+}
+
+interface OpenProvider {
+  readonly config: ProviderConfig;
+  readonly provider: Provider;
+}
+
+/** A listening address and the service behind it, which a reload may replace while the listener stays open. */
+interface Door {
+  readonly key: string;
+  readonly listener: Listener;
+  readonly behind: { service: Service };
+}
+
+/** The running program: opened providers, and services with their listeners. */
+export class Broker {
+  readonly metrics: Metrics;
+  readonly #context: BrokerContext;
+  #providers = new Map<string, OpenProvider>();
+  #doors: Door[] = [];
+  /** Services that a reload replaced and that still have sessions. */
+  readonly #retired = new Set<Service>();
+  #admin: AdminServer | undefined;
+  #state: 'starting' | 'serving' | 'draining' = 'starting';
+
+  private constructor(context: BrokerContext) {
+    this.#context = context;
+    this.metrics = new Metrics(context.version, { services: () => this.#live() });
+  }
+
+  /** Opens everything the configuration names. Throws LISTEN_FAILED or CONFIG_INVALID, with nothing left open. */
+  static async start(config: Config, context: BrokerContext): Promise<Broker> {
+    const broker = new Broker(context);
+    try {
+      if (config.admin.listenOn) {
+        const health = { notReady: () => broker.#notReady(), detail: () => broker.#detail() };
+        broker.#admin = await AdminServer.open(config.admin.listenOn, health, broker.metrics.registry);
+        context.log.info({ address: formatAddress(broker.#admin.address) }, 'health and metrics');
+      }
+      await broker.#apply(config);
+      broker.metrics.configLoaded('first');
+      broker.#state = 'serving';
+      return broker;
+    } catch (error) {
+      await broker.stop(() => 0);
+      throw error;
+    }
+  }
+
+  /** Logs in once for every service, without listening anywhere. Returns a sentence for each, or its failure. */
+  static async probe(config: Config, context: BrokerContext): Promise<Map<string, string | PosternError>> {
+    const broker = new Broker(context);
+    const providers = new Map(
+      config.providers.values().map((entry) => [entry.name, broker.#openProvider(entry)]),
+    );
+    broker.#providers = providers;
+    try {
+      const results = config.services.map(async (entry): Promise<[string, string | PosternError]> => {
+        try {
+          const service = await Service.prepare(entry, lookUp(providers), context.log, broker.metrics);
+          return [entry.name, await service.probe()];
+        } catch (error) {
+          return [entry.name, PosternError.from(error)];
+        }
+      });
+      return new Map(await Promise.all(results));
+    } finally {
+      await broker.stop();
+    }
+  }
+
+  /** Where each service really listens, by its name. */
+  get addresses(): ReadonlyMap<string, Address> {
+    return new Map(this.#doors.map(({ listener, behind }) => [behind.service.config.name, listener.address]));
+  }
+
+  get adminAddress(): Address | undefined {
+    return this.#admin?.address;
+  }
+
+  /**
+   * Puts a new configuration in force. What did not change is not touched, what changed serves new clients from now
+   * on, and sessions live on. On failure the old configuration stays in force, whole.
+   */
+  async reload(config: Config): Promise<void> {
+    try {
+      await this.#apply(config);
+      this.metrics.configLoaded('ok');
+    } catch (error) {
+      this.metrics.configLoaded('failed');
+      throw error;
+    }
+  }
+
+  /** Stops accepting, lets sessions finish within their service's drain timeout, closes the providers. */
+  async stop(drainTimeout = (service: ServiceConfig) => service.limits.drainTimeout): Promise<void> {
+    this.#state = 'draining';
+    for (const { listener } of this.#doors) listener.close();
+    const services = [...this.#services, ...this.#retired];
+    await Promise.all(services.map((service) => service.drain(drainTimeout(service.config))));
+    await Promise.all([...this.#providers.values()].map((opened) => this.#close(opened)));
+    this.#admin?.close();
+  }
+
+  async #apply(config: Config): Promise<void> {
+    const providers = new Map(
+      config.providers.values().map((entry) => [entry.name, this.#openProvider(entry)]),
+    );
+    const kept = (service: ServiceConfig) =>
+      [...service.credentials.values()].every(
+        ({ provider }) => providers.get(provider) === this.#providers.get(provider),
+      );
+
+    const next = new Map<Door, Service>();
+    const opened: Door[] = [];
+    try {
+      for (const service of config.services) {
+        const key = doorKey(service);
+        const door = this.#doors.find((open) => open.key === key);
+        if (door?.behind.service.config.fingerprint === service.fingerprint && kept(service)) {
+          next.set(door, door.behind.service);
+          continue;
+        }
+        const prepared = await Service.prepare(service, lookUp(providers), this.#context.log, this.metrics);
+        if (door) {
+          next.set(door, prepared);
+          continue;
+        }
+        const fresh = await this.#open(key, prepared);
+        opened.push(fresh);
+        next.set(fresh, prepared);
+      }
+    } catch (error) {
+      for (const { listener } of opened) listener.close();
+      for (const [name, provider] of providers)
+        if (this.#providers.get(name) !== provider) void this.#close(provider);
+      throw error;
+    }
+    this.#putInForce(next, providers);
+  }
+
+  /** From here on nothing can fail. */
+  #putInForce(next: ReadonlyMap<Door, Service>, providers: Map<string, OpenProvider>): void {
+    const before = this.#services;
+    for (const { key, listener, behind } of this.#doors) {
+      if (next.keys().some((door) => door.key === key)) continue;
+      listener.close();
+      this.#context.log.info({ service: behind.service.config.name, address: key }, 'no longer listening');
+    }
+    this.#doors = [...next.keys()];
+    for (const [door, service] of next) door.behind.service = service;
+
+    const services = new Set(this.#services);
+    for (const service of before) if (!services.has(service)) this.#retire(service);
+    const inUse = new Set(providers.values());
+    const replaced = [...this.#providers.values()].filter((opened) => !inUse.has(opened));
+    this.#providers = providers;
+    // Logins that are under way with a replaced provider get their time.
+    const patience = Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
+    for (const opened of replaced) setTimeout(() => void this.#close(opened), patience).unref();
+  }
+
+  get #services(): Service[] {
+    return this.#doors.map(({ behind }) => behind.service);
+  }
+
+  #retire(service: Service): void {
+    this.#retired.add(service);
+    void service.drain(2 ** 31 - 1).then(() => this.#retired.delete(service));
+  }
+
+  #openProvider(config: ProviderConfig): OpenProvider {
+    const current = this.#providers.get(config.name);
+    if (current?.config.fingerprint === config.fingerprint) return current;
+    const kind = kinds[config.kind];
+    if (!kind) throw new PosternError('INTERNAL', `no kind of provider is called "${config.kind}"`);
+    const log = this.#context.log.child({ provider: config.name });
+    const context = { name: config.name, log, environment: this.#context.environment };
+    return { config, provider: kind.open(config.settings, context) };
+  }
+
+  async #open(key: string, service: Service): Promise<Door> {
+    const { name, listenOn, socketMode, connector } = service.config;
+    const log = this.#context.log.child({ service: name });
+    const behind = { service };
+    const listener = await Listener.open(listenOn, socketMode, {
+      onClient: (client) => behind.service.accept(client),
+      onAcceptError: (error) => {
+        this.metrics.acceptFailed(name);
+        log.error({ reason: reasonOf(error) }, 'a connection could not be accepted');
+      },
+    });
+    log.info({ address: formatAddress(listener.address), connector }, 'listening');
+    return { key, listener, behind };
+  }
+
+  async #close({ config, provider }: OpenProvider): Promise<void> {
+    try {
+      await provider.close(AbortSignal.timeout(PROVIDER_CLOSE_TIMEOUT));
+    } catch (error) {
+      const reason = error instanceof PosternError ? error.message : reasonOf(error);
+      this.#context.log.warn({ provider: config.name, reason }, 'a provider could not be closed in order');
+    }
+  }
+
+  #notReady(): string | undefined {
+    return this.#state === 'serving' ? undefined : this.#state;
+  }
+
+  async #detail(): Promise<string[]> {
+    const services = this.#doors.map(({ listener, behind: { service } }) => {
+      const { name, limits } = service.config;
+      return `service ${name}: listening on ${formatAddress(listener.address)}, ${service.live.active} of ${limits.maxConnections} connections`;
+    });
+    const asked = [...this.#providers].map(async ([name, { provider }]) => {
+      try {
+        await provider.check(AbortSignal.timeout(PROVIDER_CHECK_TIMEOUT));
+        return `provider ${name}: ok`;
+      } catch (error) {
+        return `provider ${name}: ${error instanceof PosternError ? error.message : reasonOf(error)}`;
+      }
+    });
+    return [...services, ...(await Promise.all(asked))];
+  }
+
+  *#live(): Generator<{ name: string; active: number; bytesFromClient: number; bytesFromUpstream: number }> {
+    const byName = Map.groupBy([...this.#services, ...this.#retired], (service) => service.config.name);
+    for (const [name, services] of byName) {
+      const live = services.map((service) => service.live);
+      const sum = (field: keyof Service['live']) => live.reduce((total, each) => total + each[field], 0);
+      yield {
+        name,
+        active: sum('active'),
+        bytesFromClient: sum('bytesFromClient'),
+        bytesFromUpstream: sum('bytesFromUpstream'),
+      };
+    }
+  }
+}
+
+function lookUp(providers: ReadonlyMap<string, OpenProvider>): (name: string) => Provider {
+  return (name) => {
+    const opened = providers.get(name);
+    if (!opened) throw new PosternError('INTERNAL', `no provider is called "${name}"`);
+    return opened.provider;
+  };
+}
+
+/** Two configurations mean the same listener when address and mode are the same; port 0 is a new port for each service. */
+function doorKey({ name, listenOn, socketMode }: ServiceConfig): string {
+  if (listenOn.kind === 'unix') return `${formatAddress(listenOn)} ${socketMode.toString(8)}`;
+  return listenOn.port === 0 ? `${formatAddress(listenOn)} ${name}` : formatAddress(listenOn);
+}

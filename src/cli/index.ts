@@ -1,0 +1,70 @@
+import { jsonSchema } from '../config/schema.ts';
+import { PosternError } from '../core/errors.ts';
+import { check } from './check.ts';
+import { exitCodeOf, exitCodes } from './exit-codes.ts';
+import { flagHelp, parseOptions, UsageError } from './options.ts';
+import { run } from './run.ts';
+import { packageVersion } from './version.ts';
+
+interface Command {
+  readonly summary: string;
+  execute(words: readonly string[]): Promise<number>;
+}
+
+const commands: Readonly<Record<string, Command>> = {
+  run: {
+    summary: 'serve until a signal says to stop (the default)',
+    execute: (words) => run(parseOptions(words, process.env)),
+  },
+  check: {
+    summary:
+      'say everything that is wrong with the configuration; --connect also logs in to every upstream once',
+    execute: (words) => check(parseOptions(words, process.env)),
+  },
+  schema: {
+    summary: 'print the JSON Schema of the configuration, for editors',
+    execute: async () => print(JSON.stringify(jsonSchema(), null, 2)),
+  },
+  version: { summary: 'print the version', execute: async () => print(await packageVersion()) },
+  help: { summary: 'print this', execute: async () => print(usage()) },
+};
+
+/** Runs one command line and returns the exit code. */
+export async function main(words: readonly string[]): Promise<number> {
+  const [first = 'run', ...rest] = words;
+  if (first === '--version' || first === '-v') return print(await packageVersion());
+  if (words.includes('--help') || words.includes('-h')) return print(usage());
+  const isCommand = Object.hasOwn(commands, first);
+  try {
+    if (!isCommand && !first.startsWith('-')) throw new UsageError(`there is no command "${first}"`);
+    const command = commands[isCommand ? first : 'run'];
+    return await (command?.execute(isCommand ? rest : words) ?? exitCodes.usage);
+  } catch (thrown) {
+    if (thrown instanceof UsageError) {
+      process.stderr.write(`postern: ${thrown.message}\n\n${usage()}\n`);
+      return exitCodes.usage;
+    }
+    const error = PosternError.from(thrown);
+    process.stderr.write(`postern: ${error.message}\n`);
+    return exitCodeOf(error.code);
+  }
+}
+
+function print(text: string): number {
+  process.stdout.write(`${text}\n`);
+  return exitCodes.clean;
+}
+
+function usage(): string {
+  const rows = (pairs: readonly (readonly [string, string])[]) =>
+    pairs.map(([left, right]) => `  ${left.padEnd(22)} ${right}`).join('\n');
+  return [
+    'postern [COMMAND] [OPTIONS]: logs your application in, so that it needs no secret',
+    '',
+    rows(Object.entries(commands).map(([name, { summary }]) => [name, summary] as const)),
+    '',
+    rows(flagHelp),
+    '',
+    'Every option has a variable, such as POSTERN_DRAIN_TIMEOUT, that stands behind the option and before the file.',
+  ].join('\n');
+}

@@ -1,0 +1,24 @@
+import { type Logger, pino, stdTimeFunctions } from 'pino';
+import { build as pretty } from 'pino-pretty';
+
+import type { Options } from './options.ts';
+
+/** The program's log: JSON lines on standard output, or lines for people. Written at once, so that none is lost at exit. */
+export function createLog({ logLevel, logFormat }: Pick<Options, 'logLevel' | 'logFormat'>): Logger {
+  const options = {
+    level: logLevel,
+    base: null,
+    timestamp: stdTimeFunctions.isoTime,
+    formatters: { level: named },
+  };
+  if (logFormat === 'json') return pino(options, pino.destination({ dest: 1, sync: true }));
+  return pino(
+    { ...options, timestamp: true, formatters: {} },
+    pretty({ destination: 1, sync: true, translateTime: 'SYS:HH:MM:ss.l' }),
+  );
+}
+
+/** Levels as words: what log collectors expect. */
+function named(level: string): { level: string } {
+  return { level };
+}

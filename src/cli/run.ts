@@ -1,0 +1,89 @@
+import { once } from 'node:events';
+import type { Logger } from 'pino';
+
+import { Broker } from '../broker.ts';
+import type { Config } from '../config/config.ts';
+import { loadConfig } from '../config/load.ts';
+import { formatProblem } from '../config/report.ts';
+import { PosternError } from '../core/errors.ts';
+import { describeFailure } from '../core/session.ts';
+import { exitCodeOf, exitCodes } from './exit-codes.ts';
+import { createLog } from './log.ts';
+import type { Options } from './options.ts';
+import { packageVersion } from './version.ts';
+
+/**
+ * `postern run`: serves until SIGTERM or SIGINT, then drains; a second one ends at once. SIGHUP, and SIGUSR1 as in
+ * Secretless, reload the configuration.
+ */
+export async function run(options: Options): Promise<number> {
+  const log = createLog(options);
+  const version = await packageVersion();
+  dieLoudly(log);
+
+  let broker: Broker;
+  try {
+    const config = await load(options, log);
+    broker = await Broker.start(config, { log, version, environment: process.env });
+  } catch (thrown) {
+    const error = PosternError.from(thrown);
+    if (error.code === 'CONFIG_INVALID') process.stderr.write(`${error.message}\n`);
+    else log.fatal(describeFailure(error), 'could not start');
+    return exitCodeOf(error.code);
+  }
+  log.info({ version, node: process.version, pid: process.pid }, 'ready');
+
+  // Handling SIGUSR1 also keeps Node from opening its debugger, through which every secret could be read.
+  let reloading = Promise.resolve();
+  const reload = () => {
+    reloading = reloading.then(() => reloadFrom(options, broker, log));
+  };
+  process.on('SIGHUP', reload);
+  process.on('SIGUSR1', reload);
+
+  const signal = await Promise.race([stopSignal('SIGTERM'), stopSignal('SIGINT')]);
+  log.info({ signal }, 'stopping');
+  for (const second of ['SIGTERM', 'SIGINT'] as const)
+    process.once(second, (_name: NodeJS.Signals, number: number) => {
+      log.warn({ signal: second }, 'ended without waiting for sessions');
+      process.exit(128 + number);
+    });
+  process.off('SIGHUP', reload);
+  await reloading;
+  await broker.stop();
+  log.info('stopped');
+  return exitCodes.clean;
+}
+
+async function load(options: Options, log: Logger): Promise<Config> {
+  const config = await loadConfig(options.configPaths, options.context);
+  for (const warning of config.warnings)
+    log.warn({ at: formatProblem(warning) }, 'unsafe or ignored configuration');
+  return config;
+}
+
+/** A configuration that is bad, or that cannot be put in force, changes nothing. */
+async function reloadFrom(options: Options, broker: Broker, log: Logger): Promise<void> {
+  try {
+    await broker.reload(await load(options, log));
+    log.info('configuration reloaded');
+  } catch (thrown) {
+    log.error(
+      describeFailure(PosternError.from(thrown)),
+      'configuration not reloaded, the old one stays in force',
+    );
+  }
+}
+
+async function stopSignal(signal: NodeJS.Signals): Promise<NodeJS.Signals> {
+  await once(process, signal);
+  return signal;
+}
+
+/** A bug that nobody caught leaves a state that nobody knows: say where, without the values that a message may quote. */
+function dieLoudly(log: Logger): void {
+  process.on('uncaughtException', (thrown) => {
+    log.fatal(describeFailure(PosternError.from(thrown)), 'unexpected failure, ending');
+    process.exit(exitCodes.internal);
+  });
+}

@@ -1,0 +1,145 @@
+import { lookup } from 'node:dns/promises';
+import { connect, isIP, type Socket } from 'node:net';
+
+import type { Address } from './address.ts';
+import { formatAddress } from './address.ts';
+import { PosternError, reasonOf } from './errors.ts';
+
+/** RFC 8305, section 5: the delay before the next address is tried beside the ones under way. */
+const ATTEMPT_DELAY = 250;
+/** A name with more addresses than this is a mistake or an attack. */
+const MOST_ADDRESSES = 64;
+const KEEPALIVE_DELAY = 30_000;
+
+/** A connected socket and the exact address it reached, so that a cancel request can go to the same server. */
+export interface Dialled {
+  readonly socket: Socket;
+  readonly address: Address;
+}
+
+/**
+ * Connects to a host and port or a unix socket, trying every address of the name as RFC 8305 ("happy eyeballs")
+ * says. Throws UPSTREAM_UNREACHABLE with the reason of each address, or the signal's reason.
+ */
+export async function dial(target: Address, signal: AbortSignal): Promise<Dialled> {
+  signal.throwIfAborted();
+  if (target.kind === 'unix') return { socket: await connectTo(target, signal), address: target };
+  const addresses = await resolve(target, signal);
+  return await race(target, addresses, signal);
+}
+
+async function resolve(target: Address & { kind: 'tcp' }, signal: AbortSignal): Promise<Address[]> {
+  const { host, port } = target;
+  if (isIP(host)) return [target];
+  let found: { address: string; family: number }[];
+  try {
+    // getaddrinfo cannot be cancelled: an abort leaves it running and stops waiting for it.
+    found = await abortable(lookup(host, { all: true, order: 'verbatim' }), signal);
+  } catch (cause) {
+    signal.throwIfAborted();
+    throw new PosternError(
+      'UPSTREAM_UNREACHABLE',
+      `cannot resolve the host name ${host} (${reasonOf(cause)})`,
+      {
+        cause,
+      },
+    );
+  }
+  const first = found.filter(({ family }) => family === found[0]?.family);
+  const second = found.filter(({ family }) => family !== found[0]?.family);
+  const interleaved = first.flatMap((entry, i) => [entry, ...second.slice(i, i + 1)]);
+  interleaved.push(...second.slice(first.length));
+  return interleaved.slice(0, MOST_ADDRESSES).map(({ address }) => ({ kind: 'tcp', host: address, port }));
+}
+
+/** Starts an attempt every ATTEMPT_DELAY, or as soon as the one before has failed; the first to connect wins. */
+async function race(target: Address, addresses: readonly Address[], signal: AbortSignal): Promise<Dialled> {
+  const losers = new AbortController();
+  const attempts = AbortSignal.any([signal, losers.signal]);
+  const { promise, resolve, reject } = Promise.withResolvers<Dialled>();
+  const failures: string[] = [];
+  let started = 0;
+  let delay: NodeJS.Timeout | undefined;
+
+  function startNext(): void {
+    clearTimeout(delay);
+    const address = addresses[started++];
+    if (!address) return;
+    delay = setTimeout(startNext, ATTEMPT_DELAY);
+    connectTo(address, attempts).then(
+      (socket) => {
+        if (losers.signal.aborted) socket.destroy();
+        else resolve({ socket, address });
+        losers.abort();
+      },
+      (error: unknown) => {
+        failures.push(`${formatAddress(address).slice('tcp://'.length)} ${reasonOf(error)}`);
+        if (failures.length === addresses.length) {
+          const message = `cannot connect to ${formatAddress(target)} (${failures.join(', ')})`;
+          reject(new PosternError('UPSTREAM_UNREACHABLE', message, { cause: error }));
+        } else if (!losers.signal.aborted) startNext();
+      },
+    );
+  }
+  const abort = () => reject(signal.reason as Error);
+  signal.addEventListener('abort', abort);
+  startNext();
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(delay);
+    losers.abort();
+    signal.removeEventListener('abort', abort);
+  }
+}
+
+async function connectTo(address: Address, signal: AbortSignal): Promise<Socket> {
+  signal.throwIfAborted();
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const socket = connect(
+    address.kind === 'unix'
+      ? { path: address.path, allowHalfOpen: true }
+      : {
+          host: address.host,
+          port: address.port,
+          allowHalfOpen: true,
+          noDelay: true,
+          keepAlive: true,
+          keepAliveInitialDelay: KEEPALIVE_DELAY,
+        },
+  );
+  const abort = () => reject(signal.reason as Error);
+  signal.addEventListener('abort', abort);
+  socket.once('connect', resolve);
+  // Stays for the life of the socket: an error always destroys it, and whoever waits on it sees that.
+  socket.on('error', reject);
+  try {
+    await promise;
+    return socket;
+  } catch (error) {
+    socket.destroy();
+    if (address.kind === 'unix' && !signal.aborted)
+      throw new PosternError(
+        'UPSTREAM_UNREACHABLE',
+        `cannot connect to ${formatAddress(address)} (${reasonOf(error)})`,
+        {
+          cause: error,
+        },
+      );
+    throw error;
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}
+
+/** `promise`, or the signal's reason as soon as it aborts. */
+async function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const abort = () => reject(signal.reason as Error);
+  signal.addEventListener('abort', abort);
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}

@@ -1,0 +1,133 @@
+import type { Socket } from 'node:net';
+
+import type { Side } from './socket.ts';
+
+/** How a relay ended: both ends were done, one of them broke off, or Postern ended it. */
+export type RelayEnd = 'done' | 'client-broke' | 'upstream-broke' | 'idle' | 'closed';
+
+export interface RelayOptions {
+  /** Milliseconds without a byte in either direction after which the relay ends; 0: never. */
+  readonly idleTimeout: number;
+}
+
+/**
+ * How long a client may keep its half of a connection silently open after the server has closed the other, in
+ * milliseconds. A client that waits for a server is another matter: a query may run for hours.
+ */
+const SERVER_GONE_TIMEOUT = 60_000;
+/** How long what was already received may take to reach the client after the server broke off, in milliseconds. */
+const FLUSH_TIMEOUT = 5_000;
+
+/**
+ * Copies bytes both ways until both ends are done. A half-close is passed on; what a server sent before it broke
+ * off still reaches the client; a client that breaks off is a reset for the server, so that it stops working.
+ */
+export class Relay {
+  /** Settles once both sockets are closed. Never rejects. */
+  readonly done: Promise<RelayEnd>;
+  readonly #client: Socket;
+  readonly #upstream: Socket;
+  readonly #finish: (end: RelayEnd) => void;
+  #end: RelayEnd | undefined;
+  #open = 2;
+  #fromClient = 0;
+  #fromUpstream = 0;
+  #idle: NodeJS.Timeout | undefined;
+  #flush: NodeJS.Timeout | undefined;
+
+  constructor(client: Socket, upstream: Socket, options: RelayOptions) {
+    this.#client = client;
+    this.#upstream = upstream;
+    const { promise, resolve } = Promise.withResolvers<RelayEnd>();
+    this.done = promise;
+    this.#finish = resolve;
+
+    if (options.idleTimeout > 0) this.#watchSilence(options.idleTimeout, 'idle');
+    this.#pump(client, upstream, 'client');
+    this.#pump(upstream, client, 'upstream');
+  }
+
+  /** Bytes read so far from each side. */
+  get bytes(): { readonly fromClient: number; readonly fromUpstream: number } {
+    return { fromClient: this.#fromClient, fromUpstream: this.#fromUpstream };
+  }
+
+  /** Ends the relay at once, both ends in order, nothing flushed. */
+  close(): void {
+    this.#stop('closed');
+  }
+
+  #pump(from: Socket, to: Socket, side: Side): void {
+    const drained = () => from.resume();
+    to.on('drain', drained);
+    from.on('data', (chunk: Buffer) => {
+      if (side === 'client') this.#fromClient += chunk.length;
+      else this.#fromUpstream += chunk.length;
+      if (!to.write(chunk)) from.pause();
+    });
+    from.on('end', () => {
+      to.end();
+      if (side === 'upstream' && !this.#client.readableEnded && this.#idle === undefined)
+        this.#watchSilence(SERVER_GONE_TIMEOUT, 'done');
+    });
+    from.on('close', () => this.#closed(side));
+    // The login used read(); from here on data is pushed.
+    from.resume();
+    if (from.destroyed) this.#closed(side);
+  }
+
+  #closed(side: Side): void {
+    this.#open -= 1;
+    const socket = side === 'client' ? this.#client : this.#upstream;
+    const orderly = socket.readableEnded && socket.writableFinished;
+    if (this.#open === 1 && !orderly && this.#end === undefined) this.#broke(side);
+    if (this.#open > 0) return;
+    clearInterval(this.#idle);
+    clearTimeout(this.#flush);
+    this.#finish(this.#end ?? 'done');
+  }
+
+  #broke(side: Side): void {
+    this.#end = side === 'client' ? 'client-broke' : 'upstream-broke';
+    if (side === 'client') {
+      reset(this.#upstream);
+      return;
+    }
+    // A server that dies in the middle of its sentence: the client still gets the beginning of it.
+    this.#client.on('data', () => {});
+    this.#client.resume();
+    if (!this.#client.writableEnded) this.#client.end();
+    this.#client.once('finish', () => this.#client.destroySoon());
+    if (this.#client.writableFinished) this.#client.destroySoon();
+    this.#flush = setTimeout(() => this.#client.destroy(), FLUSH_TIMEOUT);
+  }
+
+  #stop(end: RelayEnd): void {
+    this.#end ??= end;
+    this.#client.destroy();
+    this.#upstream.destroy();
+  }
+
+  /** Compares the byte counters now and then, so that the relay itself pays nothing for an idle limit. */
+  #watchSilence(limit: number, end: RelayEnd): void {
+    const ticks = 4;
+    let seen = -1;
+    let silent = 0;
+    this.#idle = setInterval(
+      () => {
+        const total = this.#fromClient + this.#fromUpstream;
+        silent = total === seen ? silent + 1 : 0;
+        seen = total;
+        if (silent >= ticks) this.#stop(end);
+      },
+      Math.max(1, limit / ticks),
+    );
+    this.#idle.unref();
+  }
+}
+
+/** A reset, where the transport knows one: the peer learns that the data was cut off, not finished. */
+function reset(socket: Socket): void {
+  if (socket.remotePort === undefined) socket.destroy();
+  else socket.resetAndDestroy();
+}

@@ -1,0 +1,176 @@
+import { readFile } from 'node:fs/promises';
+import { isIP, type Socket } from 'node:net';
+import {
+  type ConnectionOptions,
+  connect,
+  createSecureContext,
+  type SecureContext,
+  type SecureVersion,
+  TLSSocket,
+} from 'node:tls';
+
+import { PosternError, reasonOf } from './errors.ts';
+
+/** How a TLS server has to prove who it is. */
+export interface ClientTls {
+  /** require: nothing is checked. verify-ca: the chain. verify-full: the chain and the name. */
+  readonly verify: 'require' | 'verify-ca' | 'verify-full';
+  /** Name for SNI and for the check of the certificate. An IP address is checked but, as RFC 6066 says, not sent. */
+  readonly serverName: string;
+  readonly minVersion: SecureVersion;
+  readonly alpn?: string;
+  /** PEM texts. */
+  readonly ca?: Buffer | undefined;
+  readonly cert?: Buffer | undefined;
+  readonly key?: Buffer | undefined;
+  readonly passphrase?: Buffer | undefined;
+}
+
+/**
+ * Turns a connected socket into a TLS one and returns it once the handshake is done and the server has proved
+ * itself. Bytes the peer sent before the handshake would be read as if they had come encrypted
+ * (CVE-2021-23222), so any such byte is fatal. Throws UPSTREAM_TLS.
+ */
+export async function startTls(socket: Socket, tls: ClientTls, signal: AbortSignal): Promise<TLSSocket> {
+  signal.throwIfAborted();
+  if (socket.readableLength > 0)
+    throw new PosternError('UPSTREAM_TLS', 'the server sent data before the TLS handshake');
+
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const secure = connect({ ...connectionOptions(tls), socket });
+  const abort = () => reject(signal.reason as Error);
+  const closed = () =>
+    reject(new PosternError('UPSTREAM_TLS', 'the server closed the connection during the TLS handshake'));
+  signal.addEventListener('abort', abort);
+  secure.once('secureConnect', resolve);
+  secure.once('close', closed);
+  secure.once('end', closed);
+  secure.on('error', reject);
+  try {
+    await promise;
+  } catch (error) {
+    secure.destroy();
+    socket.destroy();
+    signal.throwIfAborted();
+    throw error instanceof PosternError
+      ? error
+      : new PosternError('UPSTREAM_TLS', explain(error, tls), { cause: error });
+  } finally {
+    signal.removeEventListener('abort', abort);
+    secure.off('close', closed);
+    secure.off('end', closed);
+  }
+  if (tls.alpn !== undefined && secure.alpnProtocol !== tls.alpn) {
+    secure.destroy();
+    throw new PosternError('UPSTREAM_TLS', `the server did not agree to the protocol "${tls.alpn}" (ALPN)`);
+  }
+  return secure;
+}
+
+function connectionOptions(tls: ClientTls): ConnectionOptions {
+  const { verify, serverName, minVersion, alpn, ca, cert, key, passphrase } = tls;
+  let secureContext: SecureContext;
+  try {
+    secureContext = createSecureContext({
+      minVersion,
+      ...(ca && { ca }),
+      ...(cert && { cert }),
+      ...(key && { key }),
+      // Node takes the passphrase as a string only: one copy of it that cannot be wiped.
+      ...(passphrase && { passphrase: passphrase.toString('utf8') }),
+    });
+  } catch (cause) {
+    throw new PosternError(
+      'UPSTREAM_TLS',
+      `a CA, client certificate or key cannot be used (${reasonOf(cause)})`,
+      { cause },
+    );
+  }
+  return {
+    secureContext,
+    servername: isIP(serverName) ? '' : serverName,
+    host: serverName,
+    rejectUnauthorized: verify !== 'require',
+    ...(verify !== 'verify-full' && { checkServerIdentity: () => undefined }),
+    ...(alpn !== undefined && { ALPNProtocols: [alpn] }),
+  };
+}
+
+const explanations: Readonly<Record<string, string>> = {
+  ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is not valid for this name',
+  CERT_HAS_EXPIRED: 'its certificate has expired',
+  CERT_NOT_YET_VALID: 'its certificate is not valid yet',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'its certificate is self-signed and not trusted',
+  SELF_SIGNED_CERT_IN_CHAIN: 'its certificate comes from a CA that is not trusted',
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'its certificate comes from a CA that is not trusted',
+  UNABLE_TO_GET_ISSUER_CERT: 'its certificate comes from a CA that is not trusted',
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate comes from a CA that is not trusted',
+  CERT_REVOKED: 'its certificate was revoked',
+  ERR_SSL_UNSUPPORTED_PROTOCOL: 'it speaks only TLS versions that are not accepted',
+  ERR_SSL_WRONG_VERSION_NUMBER: 'it does not speak TLS on this port, or only an old version',
+};
+
+function explain(error: unknown, tls: ClientTls): string {
+  const reason = reasonOf(error);
+  const known = Object.hasOwn(explanations, reason) ? explanations[reason] : undefined;
+  return `TLS handshake with ${tls.serverName} failed: ${known ?? 'see the reason'} (${reason})`;
+}
+
+/** The certificate a service shows its clients, read from files. Throws CONFIG_INVALID. */
+export async function loadServerContext(files: {
+  readonly cert: string;
+  readonly key: string;
+  readonly passphraseFile: string | undefined;
+}): Promise<SecureContext> {
+  try {
+    const [cert, key, passphrase] = await Promise.all([
+      readFile(files.cert),
+      readFile(files.key),
+      files.passphraseFile === undefined ? undefined : readFile(files.passphraseFile, 'utf8'),
+    ]);
+    const context = createSecureContext({
+      cert,
+      key,
+      minVersion: 'TLSv1.2',
+      ...(passphrase !== undefined && { passphrase: passphrase.replace(/\r?\n$/, '') }),
+    });
+    key.fill(0);
+    return context;
+  } catch (cause) {
+    const about = `listenTls: the certificate ${files.cert} and its key cannot be used (${reasonOf(cause)})`;
+    throw new PosternError('CONFIG_INVALID', about, { cause });
+  }
+}
+
+/** Accepts a client's TLS handshake on a connected socket. Throws CLIENT_PROTOCOL when it fails. */
+export async function acceptTls(
+  socket: Socket,
+  secureContext: SecureContext,
+  alpn: string,
+  signal: AbortSignal,
+): Promise<TLSSocket> {
+  signal.throwIfAborted();
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const secure = new TLSSocket(socket, { isServer: true, secureContext, ALPNProtocols: [alpn] });
+  const abort = () => reject(signal.reason as Error);
+  const closed = () =>
+    reject(new PosternError('CLIENT_CLOSED', 'the client closed the connection during the TLS handshake'));
+  signal.addEventListener('abort', abort);
+  secure.once('secure', resolve);
+  secure.once('close', closed);
+  secure.on('error', reject);
+  try {
+    await promise;
+    return secure;
+  } catch (error) {
+    secure.destroy();
+    signal.throwIfAborted();
+    if (error instanceof PosternError) throw error;
+    throw new PosternError('CLIENT_PROTOCOL', `the client's TLS handshake failed (${reasonOf(error)})`, {
+      cause: error,
+    });
+  } finally {
+    signal.removeEventListener('abort', abort);
+    secure.off('close', closed);
+  }
+}

@@ -1,0 +1,151 @@
+import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
+
+import { Credentials } from '../core/credentials.ts';
+import { PosternError } from '../core/errors.ts';
+import type { Secret } from '../core/secret.ts';
+import type { Grant, Provider } from '../providers/provider.ts';
+import { DerivedKeys } from './derived-keys.ts';
+
+/** A credential of a service: which provider has it, and under which reference. */
+export interface SourceReference {
+  readonly provider: string;
+  readonly get: string;
+}
+
+/** Told about every question to a provider, for metrics. */
+export type ObserveFetch = (provider: string, outcome: 'ok' | PosternError['code'], seconds: number) => void;
+
+interface Fetched extends Disposable {
+  readonly credentials: Credentials;
+  /** Equal for equal values; says nothing about them without the key that only this process has. */
+  readonly fingerprint: Buffer;
+  /** `vault@3, env`: which providers answered, with the version where they said one. */
+  readonly versions: string;
+}
+
+const fingerprintKey = randomBytes(32);
+
+/**
+ * Where the credentials of one service come from. A static secret is asked of its provider for every login;
+ * nothing but keys derived from it outlives the loan.
+ */
+export class CredentialSource implements Disposable {
+  readonly #references: ReadonlyMap<string, SourceReference>;
+  readonly #provider: (name: string) => Provider;
+  readonly #observe: ObserveFetch;
+  readonly #derived = new DerivedKeys();
+
+  constructor(
+    references: ReadonlyMap<string, SourceReference>,
+    provider: (name: string) => Provider,
+    observe: ObserveFetch = () => {},
+  ) {
+    this.#references = references;
+    this.#provider = provider;
+    this.#observe = observe;
+  }
+
+  /**
+   * Lends the credentials to `use` and wipes them when it settles. When the upstream rejects them
+   * (UPSTREAM_REJECTED) they may have been rotated between the fetch and the login: they are fetched once more,
+   * and `use` runs once more if they differ by then. Never a loop.
+   */
+  async lend<T>(
+    use: (credentials: Credentials, signal: AbortSignal) => Promise<T>,
+    signal: AbortSignal,
+    onFetched: (versions: string) => void = () => {},
+  ): Promise<T> {
+    let rejected: { readonly error: PosternError; readonly fingerprint: Buffer };
+    {
+      using first = await this.#fetch(signal);
+      onFetched(first.versions);
+      try {
+        return await use(first.credentials, signal);
+      } catch (error) {
+        if (!(error instanceof PosternError && error.code === 'UPSTREAM_REJECTED')) throw error;
+        rejected = { error, fingerprint: first.fingerprint };
+      }
+    }
+    using second = await this.#fetch(signal);
+    if (timingSafeEqual(second.fingerprint, rejected.fingerprint)) throw rejected.error;
+    onFetched(second.versions);
+    return await use(second.credentials, signal);
+  }
+
+  [Symbol.dispose](): void {
+    this.#derived.wipe();
+  }
+
+  /** Asks every provider once, all at the same time; on failure what the others answered is wiped. */
+  async #fetch(signal: AbortSignal): Promise<Fetched> {
+    const byProvider = Map.groupBy(this.#references, ([, { provider }]) => provider);
+    const answers = await Promise.allSettled(
+      [...byProvider].map(async ([provider, entries]) => ({
+        provider,
+        entries,
+        grant: await this.#ask(
+          provider,
+          entries.map(([, { get }]) => get),
+          signal,
+        ),
+      })),
+    );
+    const granted = answers.flatMap((answer) => (answer.status === 'fulfilled' ? [answer.value] : []));
+    const failed = answers.find((answer) => answer.status === 'rejected');
+    if (failed) {
+      for (const { grant } of granted) for (const secret of grant.secrets) secret.wipe();
+      throw failed.reason;
+    }
+
+    const secrets = new Map<string, Secret>();
+    for (const { entries, grant } of granted)
+      for (const [i, [name]] of entries.entries()) {
+        const secret = grant.secrets[i];
+        if (secret) secrets.set(name, secret);
+      }
+    const fingerprint = fingerprintOf(secrets);
+    const versions = granted
+      .map(({ provider, grant }) => (grant.version === undefined ? provider : `${provider}@${grant.version}`))
+      .join(', ');
+    const credentials = new Credentials(secrets, (label, compute) =>
+      this.#derived.get(fingerprint, label, compute),
+    );
+    return { credentials, fingerprint, versions, [Symbol.dispose]: () => credentials[Symbol.dispose]() };
+  }
+
+  async #ask(name: string, references: readonly string[], signal: AbortSignal): Promise<Grant> {
+    const started = performance.now();
+    const told = (outcome: 'ok' | PosternError['code']) =>
+      this.#observe(name, outcome, (performance.now() - started) / 1000);
+    try {
+      const grant = await this.#provider(name).fetch(references, signal);
+      told('ok');
+      return grant;
+    } catch (thrown) {
+      const error = this.#providerError(name, thrown, signal);
+      told(error.code);
+      throw error;
+    }
+  }
+
+  /** A provider that runs into the login's deadline is a provider's failure: say which, and let clients retry. */
+  #providerError(name: string, thrown: unknown, signal: AbortSignal): PosternError {
+    const reason: unknown = signal.aborted ? signal.reason : undefined;
+    if (reason instanceof PosternError && reason.code === 'TIMEOUT')
+      return new PosternError('PROVIDER_UNAVAILABLE', `provider "${name}" did not answer in time`, {
+        cause: thrown,
+      });
+    if (reason instanceof PosternError) return reason;
+    if (thrown instanceof PosternError) return thrown;
+    return new PosternError('PROVIDER_FAILED', `provider "${name}" failed unexpectedly`, { cause: thrown });
+  }
+}
+
+function fingerprintOf(secrets: ReadonlyMap<string, Secret>): Buffer {
+  const hmac = createHmac('sha256', fingerprintKey);
+  for (const name of [...secrets.keys()].toSorted()) {
+    const bytes = secrets.get(name)?.reveal() ?? Buffer.alloc(0);
+    hmac.update(`${name.length}:${name}:${bytes.length}:`).update(bytes);
+  }
+  return hmac.digest();
+}

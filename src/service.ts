@@ -1,0 +1,120 @@
+import type { Socket } from 'node:net';
+import type { SecureContext } from 'node:tls';
+import type { Logger } from 'pino';
+
+import type { Metrics } from './admin/metrics.ts';
+import type { ServiceConfig } from './config/config.ts';
+import type { Protocol } from './connectors/connector.ts';
+import { connectors } from './connectors/index.ts';
+import { Admission } from './core/admission.ts';
+import { Deadline } from './core/deadline.ts';
+import { PosternError } from './core/errors.ts';
+import { ClientSession, type ServiceRuntime } from './core/session.ts';
+import { loadServerContext } from './core/tls.ts';
+import { CredentialSource } from './lifecycle/source.ts';
+import type { Provider } from './providers/provider.ts';
+
+/** Clients beyond `maxConnections` that may be told so at the same time; the rest are cut off unheard. */
+const MOST_REFUSED = 128;
+
+/** One configured service while it runs: serves the clients that its listener accepts. */
+export class Service {
+  readonly config: ServiceConfig;
+  readonly source: CredentialSource;
+  readonly #protocol: Protocol;
+  readonly #runtime: ServiceRuntime;
+  readonly #metrics: Metrics;
+  readonly #admission: Admission;
+  readonly #sessions = new Map<ClientSession, Promise<void>>();
+
+  private constructor(
+    config: ServiceConfig,
+    protocol: Protocol,
+    source: CredentialSource,
+    localTls: SecureContext | undefined,
+    log: Logger,
+    metrics: Metrics,
+  ) {
+    this.config = config;
+    this.source = source;
+    this.#protocol = protocol;
+    this.#metrics = metrics;
+    this.#admission = new Admission(config.name, config.limits.maxConnections);
+    this.#runtime = {
+      name: config.name,
+      log: log.child({ service: config.name }),
+      localTls,
+      loginTimeout: config.limits.loginTimeout,
+      idleTimeout: config.limits.idleTimeout,
+      admission: this.#admission,
+      serve: (session) => protocol.serve(session),
+      lend: (use, signal, onFetched) => source.lend(use, signal, onFetched),
+    };
+  }
+
+  /** Reads what the service needs from files. Throws CONFIG_INVALID. */
+  static async prepare(
+    config: ServiceConfig,
+    provider: (name: string) => Provider,
+    log: Logger,
+    metrics: Metrics,
+  ): Promise<Service> {
+    const connector = connectors[config.connector];
+    if (!connector) throw new PosternError('INTERNAL', `no connector is called "${config.connector}"`);
+    const localTls = config.listenTls && (await loadServerContext(config.listenTls));
+    const source = new CredentialSource(config.credentials, provider, (name, outcome, seconds) =>
+      metrics.providerAsked(name, outcome, seconds),
+    );
+    return new Service(config, connector.open(config.settings), source, localTls, log, metrics);
+  }
+
+  /** Sessions that have a place, and what they have relayed so far. */
+  get live(): { active: number; bytesFromClient: number; bytesFromUpstream: number } {
+    let bytesFromClient = 0;
+    let bytesFromUpstream = 0;
+    for (const { bytes } of this.#sessions.keys()) {
+      bytesFromClient += bytes.fromClient;
+      bytesFromUpstream += bytes.fromUpstream;
+    }
+    return { active: this.#admission.active, bytesFromClient, bytesFromUpstream };
+  }
+
+  /** Serves one accepted client to its end. */
+  accept(client: Socket): void {
+    if (this.#sessions.size >= this.config.limits.maxConnections + MOST_REFUSED) {
+      this.#metrics.connectionDropped(this.config.name);
+      client.on('error', () => {});
+      client.destroy();
+      return;
+    }
+    const session = new ClientSession(client, this.#runtime);
+    const ended = session.run().then((report) => {
+      this.#sessions.delete(session);
+      this.#metrics.sessionEnded(this.config.name, report);
+    });
+    this.#sessions.set(session, ended);
+  }
+
+  /** Logs in upstream once, as a session would; see `Protocol.probe`. */
+  async probe(): Promise<string> {
+    const { loginTimeout } = this.config.limits;
+    const late = () => new PosternError('TIMEOUT', `the login took longer than ${loginTimeout / 1000} s`);
+    using deadline = new Deadline(loginTimeout, late);
+    return await this.#protocol.probe({
+      log: this.#runtime.log,
+      note: () => {},
+      withCredentials: (use) => this.source.lend(use, deadline.signal),
+    });
+  }
+
+  /** Takes no more sessions and gives those it has `milliseconds` to finish; then they are ended. */
+  async drain(milliseconds: number): Promise<void> {
+    this.#admission.close();
+    const cut = setTimeout(() => {
+      for (const session of this.#sessions.keys()) session.stop();
+    }, milliseconds);
+    await Promise.all(this.#sessions.values());
+    clearTimeout(cut);
+    this.source[Symbol.dispose]();
+  }
+}
