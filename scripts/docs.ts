@@ -169,12 +169,20 @@ function table(
 function rows(json: JsonSchema, prefix = '', branch = ''): Row[] {
   const unions = [...(json.anyOf ?? []), ...(json.oneOf ?? [])];
   const objects = unions.filter(({ properties }) => properties);
-  if (objects.length > 0) {
-    const several = objects.length > 1;
-    return distinct(
-      objects.flatMap((object) => rows(object, prefix, several ? constantsOf(object) : branch)),
+  if (objects.length > 1) {
+    const names = new Set(objects.flatMap((object) => Object.keys(constants(object))));
+    const selectors = [...names].map((name) => ({
+      key: `${prefix}${name}`,
+      type: typeOf({ anyOf: objects.map((object) => constants(object)[name] ?? {}) }),
+      fallback: '*required*',
+      description: 'Selects what else may be given.',
+    }));
+    const others = objects.flatMap((object) =>
+      rows(object, prefix, branchOf(object)).filter(({ key }) => !selectors.some((row) => row.key === key)),
     );
+    return [...selectors, ...others];
   }
+  if (objects[0]) return rows(objects[0], prefix, branch);
   return Object.entries(json.properties ?? {}).flatMap(([name, property]) => {
     const key = `${prefix}${name}`;
     const required = json.required?.includes(name) ?? false;
@@ -188,15 +196,14 @@ function rows(json: JsonSchema, prefix = '', branch = ''): Row[] {
   });
 }
 
-/** `(method: approle)` for the branch of a union that a constant selects. */
-function constantsOf({ properties = {} }: JsonSchema): string {
-  const constants = Object.entries(properties).filter(([, property]) => 'const' in property);
-  return constants.map(([name, property]) => `(\`${name}: ${String(property.const)}\`)`).join(' ');
+function constants({ properties = {} }: JsonSchema): Readonly<Record<string, JsonSchema>> {
+  return Object.fromEntries(Object.entries(properties).filter(([, property]) => 'const' in property));
 }
 
-/** The rows of several branches, each text once. */
-function distinct(all: readonly Row[]): Row[] {
-  return [...new Map(all.map((row) => [JSON.stringify(row), row])).values()];
+/** `(method: approle)` for the branch of a union that a constant selects. */
+function branchOf(object: JsonSchema): string {
+  const selected = Object.entries(constants(object));
+  return selected.map(([name, property]) => `(\`${name}: ${String(property.const)}\`)`).join(' ');
 }
 
 function typeOf(property: JsonSchema): string {
