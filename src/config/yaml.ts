@@ -77,7 +77,8 @@ export function parseYaml(text: string): {
     // The library compares every key with every other one; a Map below does it in linear time.
     uniqueKeys: false,
     prettyErrors: false,
-    logLevel: 'silent',
+    // 'silent' would also hide that there is a second document.
+    logLevel: 'error',
   });
   const place = (offset: number): Place => {
     const { line, col } = lines.linePos(offset);
@@ -155,9 +156,9 @@ function grow(document: Document.Parsed, place: (offset: number) => Place): Retu
       : isSeq(node)
         ? readList(node.items, path, at)
         : readScalar(node, path, at);
-    if (node.anchor) anchors.set(node.anchor, tree);
-    if (tree.size > largest) return fault(at, path, 'its aliases expand to too many values');
-    return tree;
+    const bounded = tree.size > largest ? fault(at, path, 'its aliases expand to too many values') : tree;
+    if (node.anchor) anchors.set(node.anchor, bounded);
+    return bounded;
   };
 
   const readScalar = (node: ParsedNode, path: Path, at: Place): Tree => {
