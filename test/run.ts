@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { rmSync, writeFileSync } from 'node:fs';
+import { existsSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,9 +8,9 @@ import { server, serverNames, Unavailable } from './support/servers.ts';
 
 const usage = `node test/run.ts [--keep] [FILE or GLOB or node --test flag]...
   Runs the tests (default: all of them, with all servers started first; with files given, servers start when a test
-  asks) and stops the servers afterwards, unless another run still uses them. Flags that take a value need the form
+  asks) and stops the servers afterwards, unless another run still uses them or --up has been said. Flags that take a value need the form
   --flag=value.
-    --keep   leave the servers running
+    --keep   leave the servers running, for good (see --down)
 node test/run.ts --up     start all servers and leave them running
 node test/run.ts --down   stop all servers
 `;
@@ -87,7 +87,7 @@ async function main(args: readonly string[]): Promise<number> {
     if (!everything || (await up())) code = await runTests(rest);
   } finally {
     unregisterUser();
-    if (!keep) await stopShared({ onlyIdle: true });
+    if (!existsSync(keepNote())) await stopShared({ onlyIdle: true });
   }
   return code;
 }

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -8,8 +8,16 @@ import { openBao, startLocalOpenBao, startPrivateOpenBao } from './servers/openb
 import { type PgBouncerInfo, startLocalPgBouncer } from './servers/pgbouncer.ts';
 import type { PostgresInfo, PostgresOptions, PrivatePostgres } from './servers/postgres.ts';
 import { startLocalPostgres } from './servers/postgres.ts';
-import { alive, answers, mark, type ProcessMark, Unavailable } from './servers/process.ts';
-import { discard, home, readRecord, registerUser, type ServerRecord, withLock } from './servers/state.ts';
+import { alive, answers, capture, mark, type ProcessMark, Unavailable } from './servers/process.ts';
+import {
+  discard,
+  home,
+  readRecord,
+  recipe,
+  registerUser,
+  type ServerRecord,
+  withLock,
+} from './servers/state.ts';
 
 export { canary } from './servers/canary.ts';
 export type { Certificates, Leaf, ServerCertificate } from './servers/certificates.ts';
@@ -99,7 +107,12 @@ async function obtain<Name extends ServerName>(name: Name): Promise<Servers[Name
     if (found) return found;
     await discard(name);
     try {
-      await source.start(name);
+      if (await useContainers()) {
+        const { startInContainer } = await import('./servers/docker.ts');
+        await startInContainer(name, () => server('postgres18'));
+      } else {
+        await source.start(name);
+      }
       const started = await recall(name, source);
       if (started) return started;
       throw new Error(`${name} ended as soon as it had started`);
@@ -110,13 +123,24 @@ async function obtain<Name extends ServerName>(name: Name): Promise<Servers[Name
   });
 }
 
+/** With a Docker engine, official images; without, or with POSTERN_TEST_BACKING=local, processes of this machine. */
+async function useContainers(): Promise<boolean> {
+  if (process.env['POSTERN_TEST_BACKING'] === 'local') return false;
+  if (!process.env['DOCKER_HOST'] && !existsSync('/var/run/docker.sock')) return false;
+  try {
+    return (await capture('docker', ['version'], { timeout: 10_000 })).code === 0;
+  } catch {
+    return false;
+  }
+}
+
 async function recall<Info>(name: string, source: Source<Info>): Promise<Info | undefined> {
   const record = await readRecord(name);
   return record && (await usable(record)) ? source.recall(record.info) : undefined;
 }
 
 async function usable(record: ServerRecord): Promise<boolean> {
-  if (!record.ready || (record.process && !alive(record.process))) return false;
+  if (!record.ready || record.recipe !== recipe || (record.process && !alive(record.process))) return false;
   return answers(record.port);
 }
 

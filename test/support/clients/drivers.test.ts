@@ -18,7 +18,7 @@ for (const driver of drivers) {
 
         assert.deepEqual(await driver.ask('select', target), {
           user: 'scram_user',
-          port,
+          port: postgres.ownPort,
           echo: "it's \u00E4",
           sum: 42,
         });

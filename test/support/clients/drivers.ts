@@ -59,6 +59,7 @@ interface Recipe {
 }
 
 const pgjdbc = '42.7.13';
+const mavenCopy = 'org.apache.maven.plugins:maven-dependency-plugin:3.8.1';
 
 const recipes: readonly Recipe[] = [
   {
@@ -79,7 +80,10 @@ const recipes: readonly Recipe[] = [
     files: ['go.mod', 'go.sum', 'main.go'],
     build: async (source, folder) => {
       const go = await need('go', 'Go');
-      await run(go, ['build', '-o', join(folder, 'pgx'), '.'], { cwd: source, timeout: 600_000 });
+      await run(go, ['build', '-trimpath', '-buildvcs=false', '-o', join(folder, 'pgx'), '.'], {
+        cwd: source,
+        timeout: 600_000,
+      });
     },
     command: (_, folder) => [join(folder, 'pgx')],
   },
@@ -91,7 +95,7 @@ const recipes: readonly Recipe[] = [
       const javac = await need('javac', 'a JDK, 17 or later');
       const maven = await need('mvn', 'Maven');
       const jar = `org.postgresql:postgresql:${pgjdbc}`;
-      const copy = ['dependency:copy', `-Dartifact=${jar}`, `-DoutputDirectory=${folder}`];
+      const copy = [`${mavenCopy}:copy`, `-Dartifact=${jar}`, `-DoutputDirectory=${folder}`];
       await run(maven, ['--batch-mode', '--quiet', ...copy], { cwd: folder, timeout: 600_000 });
       const classPath = join(folder, `postgresql-${pgjdbc}.jar`);
       await run(javac, ['-encoding', 'UTF-8', '-cp', classPath, '-d', folder, join(source, 'Client.java')]);

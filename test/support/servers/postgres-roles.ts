@@ -31,16 +31,16 @@ export const roleMethods = {
 
 export type Role = keyof typeof roleMethods;
 
-/** pg_hba.conf; the first line that fits decides. */
-export function hba(tls: boolean): string {
+/** pg_hba.conf for clients from `address`; the first line that fits decides. */
+export function hba(tls: boolean, address = '127.0.0.1/32'): string {
   return `local all,replication all trust
-host all,replication trust_user 127.0.0.1/32 trust
-host all reject_user 127.0.0.1/32 reject
-host all md5_user 127.0.0.1/32 md5
-host all clear_user 127.0.0.1/32 password
-${tls ? 'hostssl all cert_user 127.0.0.1/32 cert\nhostssl all tls_only_user 127.0.0.1/32 scram-sha-256' : ''}
-host all cert_user,tls_only_user 127.0.0.1/32 reject
-host all,replication all 127.0.0.1/32 scram-sha-256
+host all,replication trust_user ${address} trust
+host all reject_user ${address} reject
+host all md5_user ${address} md5
+host all clear_user ${address} password
+${tls ? `hostssl all cert_user ${address} cert\nhostssl all tls_only_user ${address} scram-sha-256` : ''}
+host all cert_user,tls_only_user ${address} reject
+host all,replication all ${address} scram-sha-256
 `;
 }
 

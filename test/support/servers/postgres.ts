@@ -28,6 +28,8 @@ export interface PostgresInfo {
   readonly version: 15 | 18;
   readonly host: string;
   readonly port: number;
+  /** Its port as the server itself knows it (`inet_server_port()`): another one only behind a container's port mapping. */
+  readonly ownPort: number;
   readonly database: string;
   /** Folder of its unix socket, over which everybody may be anybody. Undefined where the server runs in a container. */
   readonly socketDir: string | undefined;
@@ -158,22 +160,30 @@ async function template({ version, bin, identity }: Program): Promise<string> {
     await run(join(bin, 'initdb'), initdb, { identity, cwd: draft, timeout: 120_000 });
     const port = 5432; // Only names the socket: it listens on no address.
     const settings = { listen_addresses: '', unix_socket_directories: draft, fsync: 'off' };
-    const process_ = await launch({
+    const daemon = await launch({
       command: join(bin, 'postgres'),
       args: ['-D', data, '-p', String(port), ...flags(settings)],
       log,
       cwd: draft,
       identity,
     });
-    const info = { version, host: draft, port, database: 'postgres', socketDir: draft, ca: undefined };
+    const info = {
+      version,
+      host: draft,
+      port,
+      ownPort: port,
+      database: 'postgres',
+      socketDir: draft,
+      ca: undefined,
+    };
     try {
       const reachable = () => sql(info, 'select 1').then(() => true);
-      await ready(`PostgreSQL ${version}`, process_, log, reachable);
+      await ready(`PostgreSQL ${version}`, daemon, log, reachable);
       await sql(info, cluster);
       await sql(info, 'CREATE DATABASE app');
       await sql(info, database, undefined, 'app');
     } finally {
-      await end(process_, 'SIGINT');
+      await end(daemon, 'SIGINT');
     }
     await rename(draft, folder);
     return folder;
@@ -224,20 +234,21 @@ export async function startLocalPostgres(
     version,
     host: '127.0.0.1',
     port,
+    ownPort: port,
     database: 'app',
     socketDir: folder,
     ca: leaf ? leaf.ca : undefined,
   };
-  let process_: ProcessMark = { pid: 0, born: '' };
+  let daemon: ProcessMark = { pid: 0, born: '' };
   const record = () => ({
-    process: process_,
+    process: daemon,
     endSignal: 'SIGINT' as const,
     port,
     info,
     ...(owner ? { owner } : {}),
   });
   const up = async () => {
-    process_ = await launch({
+    daemon = await launch({
       command: join(bin, 'postgres'),
       args: ['-D', data],
       log,
@@ -246,10 +257,10 @@ export async function startLocalPostgres(
     });
     await writeRecord(name, { ...record(), ready: false });
     const reachable = () => sql(info, 'select 1').then(() => true);
-    await ready(`PostgreSQL ${version}`, process_, log, reachable);
+    await ready(`PostgreSQL ${version}`, daemon, log, reachable);
     await writeRecord(name, { ...record(), ready: true });
   };
-  const down = () => end(process_, 'SIGINT');
+  const down = () => end(daemon, 'SIGINT');
   await writeFile(log, '', { mode: 0o600 });
   await own(log, identity);
   await up();
@@ -263,9 +274,9 @@ export async function startLocalPostgres(
       await up();
     },
     kill: async () => {
-      await killChildren(process_);
+      await killChildren(daemon);
       // Its children dead, the postmaster has nobody left to tell; SIGQUIT makes it clean up its shared memory and go.
-      await end(process_, 'SIGQUIT');
+      await end(daemon, 'SIGQUIT');
     },
   };
 }

@@ -222,17 +222,17 @@ export function answers(port: number, host = '127.0.0.1'): Promise<boolean> {
 /** Waits until a launched server is ready; fails at once, with the end of its log, when it has died. */
 export async function ready(
   what: string,
-  process_: ProcessMark,
+  daemon: ProcessMark,
   log: string,
   check: () => Promise<boolean>,
 ): Promise<void> {
   const deadline = Date.now() + 60_000;
   for (;;) {
-    const running = alive(process_);
+    const running = alive(daemon);
     if (running && (await check().catch(() => false))) return;
     if (!running || Date.now() > deadline) {
-      const end_ = readFileSync(log, 'utf8').slice(-1500);
-      throw new Error(`${what} ${running ? 'does not answer' : 'ended'}; its log ends with:\n${end_}`);
+      const tail = readFileSync(log, 'utf8').slice(-1500);
+      throw new Error(`${what} ${running ? 'does not answer' : 'ended'}; its log ends with:\n${tail}`);
     }
     await sleep(30);
   }

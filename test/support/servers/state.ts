@@ -1,10 +1,11 @@
-import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { chmod, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { alive, capture, end, mark, type ProcessMark } from './process.ts';
+import { alive, end, mark, type ProcessMark } from './process.ts';
 
 /**
  * What the test processes of one user know together:
@@ -26,6 +27,19 @@ export interface ServerRecord {
   readonly ready: boolean;
   readonly port: number;
   readonly info: unknown;
+  /** What started it; a server that other code has started may lack a role or say other things about itself. */
+  readonly recipe?: string;
+}
+
+const here = import.meta.dirname;
+
+/** Identifies the code that starts servers. */
+export const recipe = fingerprint();
+
+function fingerprint(): string {
+  const hash = createHash('sha256');
+  for (const file of readdirSync(here).sort()) hash.update(readFileSync(join(here, file)));
+  return hash.digest('hex');
 }
 
 let verified: string | undefined;
@@ -34,7 +48,9 @@ let verified: string | undefined;
 export function home(): string {
   if (verified) return verified;
   const uid = process.getuid?.() ?? 0;
-  const folder = process.env['POSTERN_TEST_HOME'] ?? join(tmpdir(), `postern-servers-${uid}`);
+  // Two checkouts do not share: each would end the servers of the other, whose recipe it does not know.
+  const checkout = createHash('sha256').update(here).digest('hex').slice(0, 6);
+  const folder = process.env['POSTERN_TEST_HOME'] ?? join(tmpdir(), `postern-servers-${uid}-${checkout}`);
   mkdirSync(folder, { recursive: true, mode: 0o711 });
   // The name is predictable and the parent is everyone's: whoever made it first could read our keys and lend us servers.
   if (statSync(folder).uid !== uid) throw new Error(`${folder} belongs to someone else`);
@@ -111,7 +127,7 @@ export async function readRecord(name: string): Promise<ServerRecord | undefined
 /** Writes a record; a reader sees the old one or the new one, never half of one. */
 export async function writeRecord(name: string, record: ServerRecord): Promise<void> {
   const draft = `${recordPath(name)}.${process.pid}`;
-  await writeFile(draft, JSON.stringify(record), { mode: 0o600 });
+  await writeFile(draft, JSON.stringify({ ...record, recipe }), { mode: 0o600 });
   await rename(draft, recordPath(name));
 }
 
@@ -119,7 +135,7 @@ export async function writeRecord(name: string, record: ServerRecord): Promise<v
 export async function discard(name: string): Promise<void> {
   const record = await readRecord(name);
   if (record?.process) await end(record.process, record.endSignal);
-  if (record?.container) await capture('docker', ['rm', '--force', '--volumes', record.container]);
+  if (record?.container) await (await import('./docker.ts')).removeContainer(record.container);
   await rm(join(home(), name), { recursive: true, force: true });
   await rm(recordPath(name), { force: true });
   if (record?.owner) await rm(join(home(), `${name}.lock`), { force: true });
@@ -137,7 +153,10 @@ let registered = false;
 export function registerUser(): void {
   if (registered) return;
   registered = true;
-  writeFileSync(join(home(), 'users', String(process.pid)), mark(process.pid).born);
+  // Whole at once: a file that is there and still empty would look like that of a dead process.
+  const draft = join(home(), `user-${process.pid}.new`);
+  writeFileSync(draft, mark(process.pid).born);
+  renameSync(draft, join(home(), 'users', String(process.pid)));
   process.once('exit', unregisterUser);
 }
 
