@@ -42,6 +42,7 @@ export class Broker {
   /** Services that a reload replaced and that still have sessions. */
   readonly #retired = new Set<Service>();
   #admin: AdminServer | undefined;
+  #adminConfigured: Address | undefined;
   #state: 'starting' | 'serving' | 'draining' = 'starting';
 
   private constructor(context: BrokerContext) {
@@ -52,6 +53,7 @@ export class Broker {
   /** Opens everything the configuration names. Throws LISTEN_FAILED or CONFIG_INVALID, with nothing left open. */
   static async start(config: Config, context: BrokerContext): Promise<Broker> {
     const broker = new Broker(context);
+    broker.#adminConfigured = config.admin.listenOn;
     try {
       if (config.admin.listenOn) {
         const health = { notReady: () => broker.#notReady(), detail: () => broker.#detail() };
@@ -104,6 +106,8 @@ export class Broker {
    * on, and sessions live on. On failure the old configuration stays in force, whole.
    */
   async reload(config: Config): Promise<void> {
+    if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
+      this.#context.log.warn('the address for health and metrics changes only with a restart');
     try {
       await this.#apply(config);
       this.metrics.configLoaded('ok');
@@ -265,6 +269,10 @@ function lookUp(providers: ReadonlyMap<string, OpenProvider>): (name: string) =>
     if (!opened) throw new PosternError('INTERNAL', `no provider is called "${name}"`);
     return opened.provider;
   };
+}
+
+function sameAddress(a: Address | undefined, b: Address | undefined): boolean {
+  return (a && formatAddress(a)) === (b && formatAddress(b));
 }
 
 /** Two configurations mean the same listener when address and mode are the same; port 0 is a new port for each service. */
