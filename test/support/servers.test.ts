@@ -8,6 +8,7 @@ import {
   certificates,
   type PostgresInfo,
   type Role,
+  roleMethods,
   server,
   serverNames,
   sql,
@@ -267,6 +268,20 @@ describe('a private server', () => {
       await logIn(postgres, 'scram_user', { conninfo: 'sslmode=require' }),
       /does not support SSL/,
     );
+  });
+
+  it('of PostgreSQL writes down who came in and how', async (t) => {
+    if (!(await withServer(t, 'postgres18'))) return;
+    const postgres = await startPostgres({ settings: { log_connections: 'on' } });
+    t.after(postgres.stop);
+    for (const role of ['scram_user', 'md5_user', 'clear_user'] as const) {
+      await logIn(postgres, role);
+      const log = await readFile(postgres.log ?? '', 'utf8');
+      assert.match(
+        log,
+        new RegExp(`connection authenticated: identity="${role}" method=${roleMethods[role]} `),
+      );
+    }
   });
 
   it('of OpenBao is sealed, unsealed and restarted', async (t) => {

@@ -111,6 +111,7 @@ cat /postern/settings.conf >> "$PGDATA/postgresql.conf"
     ownPort: 5432,
     database: 'app',
     socketDir: undefined,
+    log: undefined,
     ca: withTls ? (await certificates()).ca : undefined,
   };
   await writeRecord(name, { container: container.getId(), ready: true, port, info });

@@ -33,6 +33,8 @@ export interface PostgresInfo {
   readonly database: string;
   /** Folder of its unix socket, over which everybody may be anybody. Undefined where the server runs in a container. */
   readonly socketDir: string | undefined;
+  /** Its log file; with the setting `log_connections` it says by which method each session came in. */
+  readonly log: string | undefined;
   /** What its certificate can be verified with; undefined: it has no TLS and answers `N` to SSLRequest. */
   readonly ca: string | undefined;
 }
@@ -174,6 +176,7 @@ async function template({ version, bin, identity }: Program): Promise<string> {
       ownPort: port,
       database: 'postgres',
       socketDir: draft,
+      log,
       ca: undefined,
     };
     try {
@@ -237,6 +240,7 @@ export async function startLocalPostgres(
     ownPort: port,
     database: 'app',
     socketDir: folder,
+    log,
     ca: leaf ? leaf.ca : undefined,
   };
   let daemon: ProcessMark = { pid: 0, born: '' };
