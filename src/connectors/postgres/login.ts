@@ -170,8 +170,9 @@ class Login {
           if (data.length !== 4) throw unexpected(message);
           this.#allow((method = 'md5'));
           const response = md5Response(this.#credentials.get('username'), this.#password(), data);
-          await this.#sendSecret(passwordMessage(response));
+          const message = passwordMessage(response);
           response.fill(0);
+          await this.#sendSecret(message);
           break;
         }
         case 10: {
@@ -235,7 +236,14 @@ class Login {
   }
 
   #password(): Buffer {
-    if (this.#credentials.has('password')) return this.#credentials.get('password');
+    if (this.#credentials.has('password')) {
+      const password = this.#credentials.get('password');
+      if (!password.includes(0)) return password;
+      throw new PosternError(
+        'AUTH_NOT_ALLOWED',
+        'the credential "password" has a zero byte, which no PostgreSQL password can have',
+      );
+    }
     throw new PosternError(
       'AUTH_NOT_ALLOWED',
       'the server asks for a password, and the service has no credential "password"',
@@ -243,6 +251,7 @@ class Login {
   }
 
   #bindingData(): Buffer | undefined {
+    if (this.#settings.channelBinding === 'disable') return undefined;
     const certificate = this.#upstream.secure?.getPeerX509Certificate();
     return certificate && tlsServerEndPoint(certificate.raw);
   }
