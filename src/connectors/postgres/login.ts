@@ -170,9 +170,9 @@ class Login {
           if (data.length !== 4) throw unexpected(message);
           this.#allow((method = 'md5'));
           const response = md5Response(this.#credentials.get('username'), this.#password(), data);
-          const message = passwordMessage(response);
+          const answer = passwordMessage(response);
           response.fill(0);
-          await this.#sendSecret(message);
+          await this.#sendSecret(answer);
           break;
         }
         case 10: {
