@@ -1,6 +1,12 @@
-import { type Agent, type ClientRequest, type IncomingMessage, request as requestPlain } from 'node:http';
+import {
+  Agent,
+  type ClientRequest,
+  type ClientRequestArgs,
+  type IncomingMessage,
+  request as requestPlain,
+} from 'node:http';
 import { request as requestTls } from 'node:https';
-import type { Socket } from 'node:net';
+import { connect, type NetConnectOpts, type Socket } from 'node:net';
 
 import { reasonOf } from '../core/errors.ts';
 import { refuseAborted, whyAborted } from './deadline.ts';
@@ -132,4 +138,30 @@ export function exchange(wanted: Exchange, signal: AbortSignal): Promise<Answer 
   request.on('close', () => fail('the connection closed without an answer'));
   request.end(wanted.body);
   return promise;
+}
+
+/** What a socket of `PlainAgent` reads at most at once. */
+const readSize = 16 * 1024;
+
+/**
+ * Connections without TLS that leave no copy of what they read. Node reads a plain socket into a fresh 64 KiB block,
+ * copies out what came and frees the block as it is: the answer stays in free memory until something else is put
+ * there (seen by test/providers/vault/memory.test.ts). Reading into a buffer of our own avoids the block.
+ */
+export class PlainAgent extends Agent {
+  override createConnection(options: ClientRequestArgs): Socket {
+    const socket: Socket = connect({
+      ...(options as NetConnectOpts),
+      onread: {
+        buffer: Buffer.alloc(readSize),
+        callback: (length, buffer): boolean => {
+          const chunk = Buffer.alloc(length);
+          chunk.set(buffer.subarray(0, length));
+          buffer.fill(0, 0, length);
+          return socket.push(chunk);
+        },
+      },
+    });
+    return socket;
+  }
 }

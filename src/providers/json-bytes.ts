@@ -79,6 +79,13 @@ export class JsonBytes {
     return text;
   }
 
+  /** A value that is no secret (a type, a version, a duration) as text; undefined for what has none. */
+  publicText(): string | undefined {
+    if (this.kind === 'object' || this.kind === 'array' || this.kind === 'null') return undefined;
+    if (this.kind !== 'string') return this.#text.toString('latin1', this.#start, this.#end);
+    return unescape(this.#text, this.#start, this.#end)?.toString('utf8');
+  }
+
   *#members(): Generator<readonly [number, number, number, number]> {
     const text = this.#text;
     let at = skipSpace(text, this.#start + 1);

@@ -73,7 +73,7 @@ function refuseUnlessRegular(path: string, status: Stats): void {
 
 /** A size of 0 says nothing (procfs), and a file may grow while it is read: its end is where a read finds nothing. */
 async function readToEnd(path: string, file: FileHandle, size: number): Promise<Buffer> {
-  let buffer = Buffer.alloc(size + 1);
+  let buffer: Buffer = Buffer.alloc(size + 1);
   let length = 0;
   try {
     for (;;) {

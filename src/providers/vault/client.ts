@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync, statSync } from 'node:fs';
-import { Agent as PlainAgent } from 'node:http';
+import type { Agent } from 'node:http';
 import { Agent as TlsAgent } from 'node:https';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -8,7 +8,7 @@ import { createSecureContext } from 'node:tls';
 import { type ErrorCode, PosternError, reasonOf } from '../../core/errors.ts';
 import type { Secret } from '../../core/secret.ts';
 import { whyAborted } from '../deadline.ts';
-import { Answer, exchange, type NoAnswer } from '../exchange.ts';
+import { Answer, exchange, type NoAnswer, PlainAgent } from '../exchange.ts';
 import { JsonBytes } from '../json-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import type { Effective, TlsSettings } from './settings.ts';
@@ -167,7 +167,7 @@ export class VaultClient {
     return this.error('PROVIDER_UNAVAILABLE', `${call.purpose}: ${place} cannot be asked (${reason})`);
   }
 
-  #agentFor(url: URL): PlainAgent {
+  #agentFor(url: URL): Agent {
     if (url.protocol === 'http:') return this.#plain;
     const now = fingerprint(this.#effective.tls);
     if (this.#tls?.fingerprint === now) return this.#tls.agent;
@@ -208,7 +208,7 @@ function openTlsAgent({ ca, caText, caPath, cert, key, serverName, skipVerify }:
 }
 
 /** Requests under way keep their connection; it closes when they are done. */
-function retire(agent: PlainAgent): void {
+function retire(agent: Agent): void {
   for (const sockets of Object.values(agent.freeSockets))
     for (const socket of sockets ?? []) socket.destroy();
   agent.maxFreeSockets = 0;
@@ -310,7 +310,7 @@ function serverText(body: Buffer, confidential: readonly (Buffer | undefined)[])
       return undefined;
     const line = bytes
       .toString('utf8')
-      .replace(/[^\x20-\x7e]+/g, ' ')
+      .replace(/[^\x21-\x7e]+/g, ' ')
       .trim();
     return line === '' ? undefined : line.slice(0, 200);
   } catch {

@@ -129,9 +129,9 @@ export class KvReader {
   #refuseDeleted(call: Call, reply: Reply): void {
     const metadata = reply.json()?.get('data')?.get('metadata');
     if (metadata?.kind !== 'object') return;
-    const version = metadata.get('version')?.copy().toString('latin1').slice(0, 20);
-    const destroyed = metadata.get('destroyed')?.copy().toString('latin1') === 'true';
-    const text = `version ${version} of the secret was ${destroyed ? 'destroyed' : 'deleted'}`;
+    const version = metadata.get('version');
+    const destroyed = metadata.get('destroyed')?.publicText() === 'true';
+    const text = `version ${version?.kind === 'number' ? version.publicText() : '?'} of the secret was ${destroyed ? 'destroyed' : 'deleted'}`;
     throw this.#client.refusal(call, reply, { code: 'PROVIDER_FAILED', text });
   }
 
@@ -157,26 +157,22 @@ export class KvReader {
     if (reply.status !== 200) throw this.#client.refusal(call, reply);
 
     const data = reply.json()?.get('data');
-    const mountPath = data?.get('path');
-    const type = data?.get('type');
-    if (mountPath?.kind !== 'string' || type?.kind !== 'string') {
+    const mountPath = data?.get('path')?.publicText();
+    const engine = data?.get('type')?.publicText();
+    if (mountPath === undefined || engine === undefined) {
       throw this.#client.refusal(call, reply, {
         code: 'PROVIDER_UNAVAILABLE',
         text: 'the answer is not one of Vault',
       });
     }
-    const engine = type.copy().toString('utf8');
     // `generic` is what version 1 was called until 2017.
     if (engine !== 'kv' && engine !== 'generic') throw this.#client.refusal(call, reply, otherEngine(engine));
-    const version = data?.get('options')?.get('version');
-    const mount: Mount = {
-      path: mountPath.copy().toString('utf8'),
-      version: version?.kind === 'string' && version.copy().toString('utf8') === '2' ? 2 : 1,
-    };
+    const version = data?.get('options')?.get('version')?.publicText();
+    const mount: Mount = { path: mountPath, version: version === '2' ? 2 : 1 };
     if (!mount.path.endsWith('/') || !path.startsWith(mount.path)) {
       throw this.#client.refusal(call, reply, {
         code: 'PROVIDER_FAILED',
-        text: `the path ends at the mount; name a secret below it`,
+        text: 'the path ends at the mount; name a secret below it',
       });
     }
     // One entry for each mount in use; the bound is for a server that makes them up.
@@ -206,5 +202,5 @@ function inEnvelope(envelope: JsonBytes, field: string): JsonBytes | undefined {
 
 function versionIn(envelope: JsonBytes): string | undefined {
   const version = envelope.get('metadata')?.get('version');
-  return version?.kind === 'number' ? version.copy().toString('latin1') : undefined;
+  return version?.kind === 'number' ? version.publicText() : undefined;
 }

@@ -267,8 +267,8 @@ export class Tokens {
     if (text?.kind !== 'string') {
       throw this.#client.error('PROVIDER_UNAVAILABLE', 'the answer to the login has no token');
     }
-    const lease = Number(auth.get('lease_duration')?.copy().toString('latin1') ?? 0) * 1000;
-    const batch = auth.get('token_type')?.copy().toString('latin1') === 'batch';
+    const lease = Number(auth.get('lease_duration')?.publicText() ?? 0) * 1000;
+    const batch = auth.get('token_type')?.publicText() === 'batch';
     // Replaced a little early, so that it does not die on the way: a tenth of its life, at most half a minute.
     const expiresAt = lease > 0 ? startedAt + lease - Math.min(lease / 10, 30_000) : Infinity;
     return new Token(this.#checked(text.copy(), 'the login'), {
