@@ -126,8 +126,11 @@ export class Relay {
   }
 }
 
-/** A reset, where the transport knows one: the peer learns that the data was cut off, not finished. */
+/**
+ * A reset, where the transport knows one: the peer learns that the data was cut off, not finished. Under TLS the
+ * missing close_notify says the same, and Node throws when a TLS socket is to be reset.
+ */
 function reset(socket: Socket): void {
-  if (socket.remotePort === undefined) socket.destroy();
+  if (socket.remotePort === undefined || 'encrypted' in socket) socket.destroy();
   else socket.resetAndDestroy();
 }
