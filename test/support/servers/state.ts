@@ -59,9 +59,14 @@ export function home(): string {
   return folder;
 }
 
-/** Where downloaded and built things stay between runs. */
+/** Where downloaded and built things stay between runs; whether there is anything yet is another question. */
+export function cachePath(name: string): string {
+  return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'postern', name);
+}
+
+/** The same folder, made where it was missing. */
 export async function cache(name: string): Promise<string> {
-  const folder = join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'postern', name);
+  const folder = cachePath(name);
   await mkdir(folder, { recursive: true });
   return folder;
 }
