@@ -70,23 +70,31 @@ export class Broker {
     }
   }
 
+  /** Opens everything but the listeners, as a start would, and closes it. Throws CONFIG_INVALID. */
+  static async rehearse(config: Config, context: BrokerContext): Promise<void> {
+    await Broker.#prepared(config, context, async () => undefined);
+  }
+
   /** Logs in once for every service, without listening anywhere. Returns a sentence for each, or its failure. */
   static async probe(config: Config, context: BrokerContext): Promise<Map<string, string | PosternError>> {
-    const broker = new Broker(context);
-    const providers = new Map(
-      config.providers.values().map((entry) => [entry.name, broker.#openProvider(entry)]),
+    const results = await Broker.#prepared(config, context, (service) =>
+      service.probe().catch((error: unknown) => PosternError.from(error)),
     );
-    broker.#providers = providers;
+    return new Map(results.map((result, i) => [config.services[i]?.name ?? '', result]));
+  }
+
+  static async #prepared<T>(
+    config: Config,
+    context: BrokerContext,
+    use: (service: Service) => Promise<T>,
+  ): Promise<T[]> {
+    const broker = new Broker(context);
     try {
-      const results = config.services.map(async (entry): Promise<[string, string | PosternError]> => {
-        try {
-          const service = await Service.prepare(entry, lookUp(providers), context.log, broker.metrics);
-          return [entry.name, await service.probe()];
-        } catch (error) {
-          return [entry.name, PosternError.from(error)];
-        }
-      });
-      return new Map(await Promise.all(results));
+      for (const entry of config.providers.values())
+        broker.#providers.set(entry.name, broker.#openProvider(entry));
+      const prepare = (entry: ServiceConfig) =>
+        Service.prepare(entry, lookUp(broker.#providers), context.log, broker.metrics);
+      return await Promise.all((await Promise.all(config.services.map(prepare))).map(use));
     } finally {
       await broker.stop();
     }

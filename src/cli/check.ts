@@ -14,17 +14,17 @@ export async function check(options: Options): Promise<number> {
   for (const warning of warnings) say(`warning: ${formatProblem(warning)}`);
   for (const problem of problems) say(formatProblem(problem));
   if (!config) return exitCodes.configuration;
-  if (!options.connect) {
-    say(`ok: ${config.services.length} service(s), ${config.providers.size} provider(s)`);
-    return exitCodes.clean;
-  }
-
   const context = {
     log: pino({ level: 'silent' }),
     version: await packageVersion(),
     environment: process.env,
   };
   try {
+    if (!options.connect) {
+      await Broker.rehearse(config, context);
+      say(`ok: ${config.services.length} service(s), ${config.providers.size} provider(s)`);
+      return exitCodes.clean;
+    }
     const results = await Broker.probe(config, context);
     for (const [name, result] of results)
       say(`${name}: ${result instanceof PosternError ? `FAILED ${result.code}: ${result.message}` : result}`);
