@@ -1,9 +1,6 @@
-import { jsonSchema } from '../config/schema.ts';
 import { PosternError } from '../core/errors.ts';
-import { check } from './check.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
 import { flagHelp, parseOptions, UsageError } from './options.ts';
-import { run } from './run.ts';
 import { packageVersion } from './version.ts';
 
 interface Command {
@@ -11,19 +8,29 @@ interface Command {
   execute(words: readonly string[]): Promise<number>;
 }
 
+/** Each loads its own code: printing a version needs no configuration, and a sidecar no printer for people. */
 const commands: Readonly<Record<string, Command>> = {
   run: {
     summary: 'serve until a signal says to stop (the default)',
-    execute: (words) => run(parseOptions(words, process.env)),
+    execute: async (words) => {
+      const { run } = await import('./run.ts');
+      return await run(parseOptions(words, process.env));
+    },
   },
   check: {
     summary:
       'say everything that is wrong with the configuration; --connect also logs in to every upstream once',
-    execute: (words) => check(parseOptions(words, process.env)),
+    execute: async (words) => {
+      const { check } = await import('./check.ts');
+      return await check(parseOptions(words, process.env));
+    },
   },
   schema: {
     summary: 'print the JSON Schema of the configuration, for editors',
-    execute: async () => print(JSON.stringify(jsonSchema(), null, 2)),
+    execute: async () => {
+      const { jsonSchema } = await import('../config/schema.ts');
+      return print(JSON.stringify(jsonSchema(), null, 2));
+    },
   },
   version: { summary: 'print the version', execute: async () => print(await packageVersion()) },
   help: { summary: 'print this', execute: async () => print(usage()) },

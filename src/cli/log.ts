@@ -1,10 +1,12 @@
 import { type Logger, pino, stdTimeFunctions } from 'pino';
-import { build as pretty } from 'pino-pretty';
 
 import type { Options } from './options.ts';
 
 /** The program's log: JSON lines on standard output, or lines for people. Written at once, so that none is lost at exit. */
-export function createLog({ logLevel, logFormat }: Pick<Options, 'logLevel' | 'logFormat'>): Logger {
+export async function createLog({
+  logLevel,
+  logFormat,
+}: Pick<Options, 'logLevel' | 'logFormat'>): Promise<Logger> {
   const options = {
     level: logLevel,
     base: null,
@@ -12,6 +14,8 @@ export function createLog({ logLevel, logFormat }: Pick<Options, 'logLevel' | 'l
     formatters: { level: named },
   };
   if (logFormat === 'json') return pino(options, pino.destination({ dest: 1, sync: true }));
+  // Loaded by whoever reads the log on a terminal, not by every sidecar.
+  const { build: pretty } = await import('pino-pretty');
   return pino(
     { ...options, timestamp: true, formatters: {} },
     pretty({ destination: 1, sync: true, translateTime: 'SYS:HH:MM:ss.l' }),

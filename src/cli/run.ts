@@ -17,7 +17,7 @@ import { packageVersion } from './version.ts';
  * Secretless, reload the configuration.
  */
 export async function run(options: Options): Promise<number> {
-  const log = createLog(options);
+  const log = await createLog(options);
   const version = await packageVersion();
   dieLoudly(log);
 
