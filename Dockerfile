@@ -1,0 +1,42 @@
+# Both bases can be given: `docker build --build-arg BASE=... --build-arg RUNTIME_BASE=... .`
+# BASE compiles: it has Node.js 24 and npm. RUNTIME_BASE only runs: it needs `node` 24 on the PATH below and the C library,
+# no shell and no package manager. Pin both by digest where you build for production.
+ARG BASE=node:24-bookworm-slim
+ARG RUNTIME_BASE=gcr.io/distroless/nodejs24-debian12:nonroot
+
+FROM ${BASE} AS build
+WORKDIR /build
+# A registry of your own, where the public one cannot be reached.
+ARG NPM_CONFIG_REGISTRY
+COPY package.json package-lock.json ./
+# First what is needed to compile, then only what is needed to run. Install scripts are for tools of the tests.
+RUN npm ci --ignore-scripts --no-audit --no-fund
+COPY tsconfig.json tsconfig.build.json ./
+COPY src ./src
+RUN node node_modules/typescript/bin/tsc -p tsconfig.build.json \
+ && rm -rf node_modules \
+ && npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+
+FROM ${RUNTIME_BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Postern" \
+      org.opencontainers.image.description="Logs applications in to PostgreSQL with a credential fetched from Vault at that moment" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV NODE_ENV=production \
+    PATH=/nodejs/bin:/usr/local/bin:/usr/bin:/bin
+# Owned by root: the program cannot change itself. It writes nothing, so the root file system may be read-only.
+COPY --from=build /build/package.json /app/package.json
+COPY --from=build /build/node_modules /app/node_modules
+COPY --from=build /build/dist /app/dist
+WORKDIR /app
+# A number, because Kubernetes cannot tell whether a name is root (runAsNonRoot).
+USER 65532:65532
+STOPSIGNAL SIGTERM
+# No HEALTHCHECK: it would start a second Node.js every few seconds; whoever runs the image asks /livez and /readyz instead.
+# Node.js itself is process 1: no shell in between that would keep signals to itself. Without --disable-sigusr1 anyone
+# who may signal the process could open its debugger.
+ENTRYPOINT ["node", "--disable-sigusr1", "/app/dist/main.js"]
+CMD ["run"]
