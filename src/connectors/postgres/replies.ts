@@ -86,8 +86,13 @@ export function upstreamFailure(body: Buffer, { secrets, names }: Discretion): P
     return new PosternError('UPSTREAM_REJECTED', `the server rejected the credential: ${sqlstate} ${text}`);
 
   const told = mentions(secrets) || mentions(names) ? new Map([['M', refusedText]]) : fields;
-  // Old servers and poolers leave out V, and a client may depend on C.
-  const reply = encodeError(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...told, ['C', sqlstate]]));
+  // Old servers and poolers leave out V, a broken one C or M, and a client may depend on them.
+  const usual: [string, string][] = [
+    ['S', 'FATAL'],
+    ['V', 'FATAL'],
+    ['M', refusedText],
+  ];
+  const reply = encodeError(new Map([...usual, ...told, ['C', sqlstate]]));
   return new PosternError('UPSTREAM_REFUSED', `the server refused the connection: ${sqlstate} ${text}`, {
     reply,
   });
