@@ -1,0 +1,140 @@
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
+
+import { psql } from '../test/support/clients/psql.ts';
+import { capture } from '../test/support/servers/process.ts';
+import { canary, type PrivatePostgres, sql } from '../test/support/servers.ts';
+import type { Candidate, Newcomer } from './candidates.ts';
+
+/** One number, and what the process in between spent on it. */
+export interface Sample {
+  readonly value: number;
+  /** CPU seconds, user and system, of the process in between. */
+  readonly cpuSeconds?: number;
+  readonly transactions?: number;
+}
+
+export interface PgbenchOptions {
+  readonly clients: number;
+  readonly seconds: number;
+  /** A new connection for every transaction. */
+  readonly reconnect?: boolean;
+}
+
+/** Makes pgbench's tables, and one of about `megabytes` for COPY. */
+export async function fill(postgres: PrivatePostgres, direct: Candidate, megabytes: number): Promise<void> {
+  const made = await psql(['-i', '-q', '-s', '5'], { program: 'pgbench', env: direct.env, timeout: 120_000 });
+  if (made.code !== 0) throw new Error(`pgbench -i failed: ${made.stderr.trim().split('\n').at(-1)}`);
+  // Rows of 1000 bytes: COPY then is moving bytes, more than making text of numbers.
+  await sql(
+    postgres,
+    `CREATE UNLOGGED TABLE wide AS SELECT repeat('x', 999) AS line FROM generate_series(1, ${megabytes * 1000})`,
+  );
+  await sql(postgres, 'GRANT SELECT ON wide TO PUBLIC');
+  await sql(postgres, 'VACUUM ANALYZE');
+}
+
+/** Transactions a second of pgbench's select-only script, prepared. */
+export async function pgbench(candidate: Candidate, options: PgbenchOptions): Promise<Sample> {
+  const { clients, seconds, reconnect = false } = options;
+  const args = ['-n', '-S', '-M', 'prepared', '-c', String(clients), '-j', String(Math.min(clients, 2))];
+  const before = await cpuSeconds(candidate.pid);
+  const { code, stdout, stderr } = await psql(
+    [...args, '-T', String(seconds), ...(reconnect ? ['-C'] : [])],
+    { program: 'pgbench', env: candidate.env, timeout: (seconds + 60) * 1000 },
+  );
+  const after = await cpuSeconds(candidate.pid);
+  const value = Number(/^tps = ([\d.]+)/m.exec(stdout)?.[1]);
+  const transactions = Number(/transactions actually processed: (\d+)/.exec(stdout)?.[1]);
+  if (code !== 0 || !(value > 0))
+    throw new Error(`pgbench through ${candidate.name} failed: ${withoutSecrets(stderr)}`);
+  return {
+    value,
+    transactions,
+    ...(before !== undefined && after !== undefined && { cpuSeconds: after - before }),
+  };
+}
+
+/** Megabytes a second of one COPY to a client that throws everything away. */
+export async function copyOut(candidate: Candidate, megabytes: number): Promise<Sample> {
+  const { code, stderr, ms } = await psql(['-q', '-o', '/dev/null', '-c', 'COPY wide TO STDOUT'], {
+    env: candidate.env,
+    timeout: 120_000,
+  });
+  if (code !== 0) throw new Error(`COPY through ${candidate.name} failed: ${withoutSecrets(stderr)}`);
+  return { value: megabytes / (ms / 1000) };
+}
+
+/** Resident memory of a process with 0 idle sessions, half of them, and all of them, in KiB. */
+export async function idleMemory(newcomer: Newcomer, sessions: number): Promise<[number, number, number]> {
+  const open: Socket[] = [];
+  try {
+    const none = await residentKiB(newcomer.pid);
+    await openSessions(open, sessions / 2, newcomer.port);
+    const half = await settledKiB(newcomer.pid);
+    await openSessions(open, sessions / 2, newcomer.port);
+    return [none, half, await settledKiB(newcomer.pid)];
+  } finally {
+    for (const socket of open) socket.destroy();
+  }
+}
+
+async function openSessions(open: Socket[], count: number, port: number): Promise<void> {
+  for (let left = count; left > 0; left -= 10)
+    open.push(...(await Promise.all(Array.from({ length: Math.min(10, left) }, () => openSession(port)))));
+}
+
+/** The smallest client there is: a StartupMessage, and no password to be asked for. */
+async function openSession(port: number): Promise<Socket> {
+  const socket = connect({ host: '127.0.0.1', port, noDelay: true });
+  await once(socket, 'connect');
+  const body = Buffer.from('\0\x03\0\0user\0scram_user\0database\0app\0\0', 'latin1');
+  const length = Buffer.alloc(4);
+  length.writeInt32BE(body.length + 4);
+  socket.write(Buffer.concat([length, body]));
+  // ReadyForQuery, idle: the last message of a login.
+  const idle = Buffer.from('Z\0\0\0\x05I', 'latin1');
+  let seen = Buffer.alloc(0);
+  for await (const chunk of socket.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    seen = Buffer.concat([seen, chunk]);
+    if (seen.subarray(-idle.length).equals(idle)) return socket;
+    if (seen[0] === 0x45) break;
+  }
+  throw new Error(`a session for counting memory was refused: ${withoutSecrets(seen.toString('latin1'))}`);
+}
+
+/** The number once it has stopped moving: a heap grows and shrinks for a while after a burst of logins. */
+async function settledKiB(pid: number): Promise<number> {
+  let last = await residentKiB(pid);
+  for (let i = 0; i < 10; i += 1) {
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    const now = await residentKiB(pid);
+    if (i >= 3 && Math.abs(now - last) < last / 200) return now;
+    last = now;
+  }
+  return last;
+}
+
+async function residentKiB(pid: number): Promise<number> {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8');
+  return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]);
+}
+
+let ticksPerSecond: Promise<number> | undefined;
+
+/** User and system time of a process and all its threads so far; undefined where the kernel does not tell. */
+async function cpuSeconds(pid: number | undefined): Promise<number | undefined> {
+  if (pid === undefined || process.platform !== 'linux') return undefined;
+  const ticks = await (ticksPerSecond ??= capture('getconf', ['CLK_TCK']).then(({ stdout }) =>
+    Number(stdout),
+  ));
+  const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
+  // The second field is the program's name in parentheses, which may hold anything; count from behind it.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[11]) + Number(fields[12])) / ticks;
+}
+
+function withoutSecrets(text: string): string {
+  return text.replaceAll(canary.postgres, '[secret]').trim().slice(-500);
+}

@@ -1,0 +1,224 @@
+import { once } from 'node:events';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { availableParallelism, constants, cpus, loadavg, totalmem } from 'node:os';
+import { join, relative } from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { capture } from '../test/support/servers/process.ts';
+import { Unavailable } from '../test/support/servers.ts';
+import { assemble, type Candidate, type Cast, type Field } from './candidates.ts';
+import { copyOut, fill, idleMemory, pgbench, type Sample } from './measure.ts';
+import { type MemoryRow, markdown, type Results, type Row } from './report.ts';
+
+const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WORD]...
+  Compares a PostgreSQL behind Postern with the same one reached directly, and with
+  PgBouncer where it is installed. Prints the table and keeps it in bench/results.
+    --quick      one round of one second, less of everything: under a minute
+    --rounds N   how often everything is measured; default 5
+    --seconds N  how long each pgbench runs; default 5
+    --only WORD  only rows whose name contains the word; may be repeated
+`;
+
+interface Plan {
+  readonly rounds: number;
+  readonly seconds: number;
+  readonly only: readonly string[];
+  readonly megabytes: number;
+  readonly idleSessions: number;
+}
+
+interface Contest {
+  readonly id: string;
+  readonly title: string;
+  readonly unit: string;
+  readonly field: Field;
+  readonly measure: (candidate: Candidate, seconds: number) => Promise<Sample>;
+}
+
+function contests(cast: Cast, { megabytes }: Plan): Contest[] {
+  const select = (clients: number, tls = false): Contest => ({
+    id: `select-c${clients}${tls ? '-tls' : ''}`,
+    title: `select-only, prepared, ${clients} ${clients === 1 ? 'client' : 'clients'}${tls ? ', TLS verify-full' : ''}`,
+    unit: 'tps',
+    field: tls ? cast.tls : cast.plain,
+    measure: (candidate, seconds) => pgbench(candidate, { clients, seconds }),
+  });
+  const connect = (id: string, title: string, field: Field): Contest => ({
+    id,
+    title,
+    unit: 'tps',
+    field,
+    measure: (candidate, seconds) => pgbench(candidate, { clients: 4, seconds, reconnect: true }),
+  });
+  const copy = (id: string, title: string, field: Field): Contest => ({
+    id,
+    title,
+    unit: 'MB/s',
+    field,
+    measure: (candidate) => copyOut(candidate, megabytes),
+  });
+  return [
+    select(1),
+    select(8),
+    select(32),
+    select(8, true),
+    connect('connect', 'a connection per transaction, 4 clients', cast.plain),
+    connect('connect-tls', 'a connection per transaction, 4 clients, TLS verify-full', cast.tls),
+    ...(cast.vault
+      ? [connect('connect-vault', 'a connection per transaction, 4 clients, OpenBao', cast.vault)]
+      : []),
+    copy('copy', `COPY out of ${megabytes} MB`, cast.plain),
+    copy('copy-tls', `COPY out of ${megabytes} MB, TLS verify-full`, cast.tls),
+  ];
+}
+
+/** Everything once, a round at a time; the order of the candidates is reversed from one round to the next. */
+async function compete(chosen: readonly Contest[], plan: Plan): Promise<Row[]> {
+  const samples = new Map(chosen.map(({ id }) => [id, {} as Record<string, Sample[]>]));
+  say('warming up');
+  // What is compiled while it runs needs it most; the others once, for the caches of the server.
+  for (const [i, { field, measure }] of chosen.entries())
+    for (const candidate of field) if (candidate.name === 'Postern' || i === 0) await measure(candidate, 1);
+  for (let round = 1; round <= plan.rounds; round += 1)
+    for (const { id, title, unit, field, measure } of chosen) {
+      const told: string[] = [];
+      for (const candidate of round % 2 === 1 ? field : field.toReversed()) {
+        const sample = await measure(candidate, plan.seconds);
+        ((samples.get(id) ?? {})[candidate.name] ??= []).push(sample);
+        told.push(`${candidate.name} ${Math.round(sample.value)}`);
+      }
+      say(`round ${round} of ${plan.rounds}: ${title}: ${told.join(', ')} ${unit}`);
+    }
+  return chosen.map(({ id, title, unit }) => ({ id, title, unit, samples: samples.get(id) ?? {} }));
+}
+
+async function countMemory(cast: Cast, plan: Plan): Promise<MemoryRow[]> {
+  if (process.platform !== 'linux' || !wanted('memory', plan)) return [];
+  const rows: MemoryRow[] = [];
+  for (const name of ['Postern', 'PgBouncer'] as const)
+    for (const tls of [false, true]) {
+      await using newcomer = await cast.newcomer(name, tls);
+      if (!newcomer) continue;
+      const title = `${name}${tls ? ', TLS verify-full' : ''}`;
+      say(`memory of ${title} with ${plan.idleSessions} idle sessions`);
+      const resident = await idleMemory(newcomer, plan.idleSessions);
+      rows.push({ title, sessions: plan.idleSessions, resident });
+    }
+  return rows;
+}
+
+function wanted(id: string, { only }: Plan): boolean {
+  return only.length === 0 || only.some((word) => id.includes(word));
+}
+
+function plan(words: readonly string[]): Plan | string {
+  try {
+    const { values } = parseArgs({
+      args: [...words],
+      options: {
+        quick: { type: 'boolean', default: false },
+        rounds: { type: 'string' },
+        seconds: { type: 'string' },
+        only: { type: 'string', multiple: true },
+        help: { type: 'boolean', default: false },
+      },
+    });
+    if (values.help) return '';
+    const rounds = Number(values.rounds ?? (values.quick ? 1 : 5));
+    const seconds = Number(values.seconds ?? (values.quick ? 1 : 5));
+    for (const [name, number] of Object.entries({ rounds, seconds }))
+      if (!Number.isInteger(number) || number < 1 || number > 1000)
+        return `--${name} is a whole number from 1 to 1000`;
+    return {
+      rounds,
+      seconds,
+      only: values.only ?? [],
+      megabytes: values.quick ? 50 : 200,
+      idleSessions: values.quick ? 100 : 1000,
+    };
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
+
+async function facts(cast: Cast, before: readonly number[]): Promise<Record<string, string>> {
+  const load = (values: readonly number[]) => values.map((value) => value.toFixed(2)).join(' ');
+  const commit = await capture('git', ['rev-parse', '--short', 'HEAD'], { cwd: import.meta.dirname }).catch(
+    () => undefined,
+  );
+  return {
+    date: new Date().toISOString().slice(0, 16).replace('T', ' '),
+    ...(commit?.code === 0 && { commit: commit.stdout.trim() }),
+    machine: `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}, ${Math.round(totalmem() / 2 ** 30)} GiB; everything on this one machine`,
+    Node: process.version,
+    ...cast.versions,
+    'load average': `${load(before)} before, ${load(loadavg())} after`,
+  };
+}
+
+function say(line: string): void {
+  process.stderr.write(`${line}\n`);
+}
+
+async function main(words: readonly string[]): Promise<number> {
+  const chosen = plan(words);
+  if (typeof chosen === 'string') {
+    process[chosen === '' ? 'stdout' : 'stderr'].write(`${chosen === '' ? '' : `${chosen}\n\n`}${usage}`);
+    return chosen === '' ? 0 : 2;
+  }
+  const before = loadavg();
+  say('starting PostgreSQL, Postern and PgBouncer');
+  const interrupted = interruption();
+  try {
+    await using cast = await assemble();
+    const entered = contests(cast, chosen).filter(({ id }) => wanted(id, chosen));
+    const results = await Promise.race([interrupted, measureAll(cast, entered, chosen)]);
+    if (typeof results === 'number') return 128 + results;
+    await keep({
+      command: ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' '),
+      facts: await facts(cast, before),
+      missing: cast.missing,
+      ...results,
+    });
+    return 0;
+  } catch (error) {
+    if (!(error instanceof Unavailable)) throw error;
+    say(`the benchmark cannot run here: ${error.message}`);
+    return 1;
+  }
+}
+
+async function measureAll(
+  cast: Cast,
+  entered: readonly Contest[],
+  chosen: Plan,
+): Promise<{ rows: Row[]; memory: MemoryRow[] }> {
+  const [direct] = cast.plain;
+  if (direct && entered.length > 0) await fill(cast.postgres, direct, chosen.megabytes);
+  const rows = await compete(entered, chosen);
+  return { rows, memory: await countMemory(cast, chosen) };
+}
+
+async function keep(results: Results): Promise<void> {
+  const folder = join(import.meta.dirname, 'results');
+  await mkdir(folder, { recursive: true });
+  const name = join(folder, new Date().toISOString().slice(0, 19).replaceAll(':', ''));
+  const text = markdown(results);
+  await writeFile(`${name}.md`, `# Benchmark\n\n${text}`);
+  await writeFile(`${name}.json`, `${JSON.stringify(results, null, 2)}\n`);
+  process.stdout.write(`\n${text}\n${relative(process.cwd(), name)}.md and .json\n`);
+}
+
+/** The number of the signal that asks to stop: what was started is then ended in order. */
+async function interruption(): Promise<number> {
+  const asked = (['SIGHUP', 'SIGINT', 'SIGTERM'] as const).map(async (signal) => {
+    process.on(signal, () => {});
+    await once(process, signal);
+    return constants.signals[signal];
+  });
+  return await Promise.race(asked);
+}
+
+process.exitCode = await main(process.argv.slice(2));
+// A measurement that was interrupted still waits for its program.
+process.exit();
