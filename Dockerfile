@@ -38,5 +38,5 @@ STOPSIGNAL SIGTERM
 # No HEALTHCHECK: it would start a second Node.js every few seconds; whoever runs the image asks /livez and /readyz instead.
 # Node.js itself is process 1: no shell in between that would keep signals to itself. Without --disable-sigusr1 anyone
 # who may signal the process could open its debugger.
-ENTRYPOINT ["node", "--disable-sigusr1", "/app/dist/main.js"]
+ENTRYPOINT ["node", "--disable-sigusr1", "--use-system-ca", "/app/dist/main.js"]
 CMD ["run"]

@@ -17,7 +17,8 @@ installed() {
   ' 2>/dev/null
 }
 
-if ! installed; then
+# A link leads to the node_modules of another checkout, whose business they are.
+if [ ! -L node_modules ] && ! installed; then
   echo 'installing dependencies' >&2
   # Only errors: npm would warn that the Node.js it runs on itself is too old for Postern, which never runs on that one.
   npm ci --no-audit --no-fund --loglevel=error >&2

@@ -1,0 +1,70 @@
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { describe, it } from 'node:test';
+
+import { Metrics } from '../../src/admin/metrics.ts';
+
+const page = readFileSync(new URL('../../docs/metrics.md', import.meta.url), 'utf8');
+
+/** Name, type, labels and sentence of each of our metrics, from a scrape after everything has happened once. */
+async function scraped(): Promise<string[][]> {
+  const live = { name: 'db', active: 1, bytesFromClient: 1, bytesFromUpstream: 1 };
+  const metrics = new Metrics('1.2.3', { services: () => [live] });
+  metrics.sessionEnded('db', {
+    outcome: 'ok',
+    admitted: true,
+    loginSeconds: 0.01,
+    seconds: 1,
+    bytesFromClient: 1,
+    bytesFromUpstream: 1,
+  });
+  metrics.providerAsked('vault', 'ok', 0.01);
+  metrics.acceptFailed('db');
+  metrics.connectionDropped('db');
+  metrics.configLoaded('ok');
+
+  const text = await metrics.registry.metrics();
+  return [...text.matchAll(/^# HELP (postern_\w+) (.*)\n# TYPE \w+ (\w+)$/gm)].map(
+    ([, name = '', help = '', type = '']) => {
+      const sample = new RegExp(`^${name}(?:_bucket|_total)?(?:\\{(.*?)\\})? `, 'm').exec(text);
+      assert.ok(sample, `${name} has no sample: make it happen in this test`);
+      const labels = [...(sample[1] ?? '').matchAll(/(\w+)="/g)].map(([, label = '']) => label);
+      return [
+        name,
+        type,
+        labels
+          .filter((label) => label !== 'le')
+          .toSorted()
+          .join(),
+        help,
+      ];
+    },
+  );
+}
+
+function documented(): string[][] {
+  return [...page.matchAll(/^\| `(postern_\w+)` \| (\w+) \|([^|]*)\| (.*) \|$/gm)].map(
+    ([, name = '', type = '', labels = '', help = '']) => [
+      name,
+      type,
+      [...labels.matchAll(/`(\w+)`/g)]
+        .map(([, label = '']) => label)
+        .toSorted()
+        .join(),
+      help,
+    ],
+  );
+}
+
+describe('docs/metrics.md', () => {
+  it('has every metric with its type, its labels and its sentence, and no other', async () => {
+    const byName = (rows: string[][]) => rows.toSorted(([a = ''], [b = '']) => (a < b ? -1 : 1));
+    assert.deepEqual(byName(documented()), byName(await scraped()));
+  });
+
+  it('asks in its queries only for metrics that exist', () => {
+    const names = new Set(documented().map(([name]) => name));
+    for (const [, name = ''] of page.matchAll(/\b(postern_[a-z_]+?)(?:_bucket)?\b[{[]/g))
+      assert.ok(names.has(name), name);
+  });
+});

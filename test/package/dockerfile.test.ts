@@ -1,0 +1,37 @@
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { describe, it } from 'node:test';
+
+const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8');
+
+describe('the Dockerfile', () => {
+  const dockerfile = read('Dockerfile');
+  const entrypoint = /^ENTRYPOINT (\[.*\])$/m.exec(dockerfile)?.[1] ?? '[]';
+
+  it('starts Node.js with the flags of bin/postern', () => {
+    const flags = /^exec "\$node" (.*) "\$main" "\$@"$/m.exec(read('bin/postern'))?.[1]?.split(' ') ?? [];
+    assert.ok(flags.length > 0);
+    assert.deepEqual(JSON.parse(entrypoint), ['node', ...flags, '/app/dist/main.js']);
+  });
+
+  it('names its base images by arguments, and its user by a number', () => {
+    assert.match(dockerfile, /^ARG BASE=\S+$/m);
+    assert.match(dockerfile, /^ARG RUNTIME_BASE=\S+$/m);
+    assert.match(dockerfile, /^USER [1-9]\d*:[1-9]\d*$/m);
+  });
+
+  it('copies nothing that .dockerignore keeps out', () => {
+    const sent = read('.dockerignore')
+      .split('\n')
+      .filter((line) => line.startsWith('!'))
+      .map((line) => line.slice(1));
+    const copied = [...dockerfile.matchAll(/^COPY (?!--from)(.*) \S+$/gm)].flatMap(([, files = '']) =>
+      files.split(' '),
+    );
+    assert.ok(copied.length > 0);
+    assert.deepEqual(
+      copied.filter((file) => !sent.includes(file)),
+      [],
+    );
+  });
+});
