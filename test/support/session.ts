@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
-import { type SecureContext, type TLSSocket, connect as tlsConnect } from 'node:tls';
+import { type SecureContext, TLSSocket, connect as tlsConnect } from 'node:tls';
 import { pino } from 'pino';
 
 import { connectors } from '../../src/connectors/index.ts';
@@ -328,4 +328,31 @@ export class Served implements AsyncDisposable {
     });
     return { secrets };
   }
+}
+
+/** Two ends of one connection over loopback, both half-closable. */
+export async function socketPair(): Promise<[Socket, Socket]> {
+  const server = createServer({ allowHalfOpen: true, noDelay: true });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const accepted = once(server, 'connection') as Promise<[Socket]>;
+  const near = connect({
+    port: (server.address() as AddressInfo).port,
+    host: '127.0.0.1',
+    allowHalfOpen: true,
+  });
+  const [[far]] = await Promise.all([accepted, once(near, 'connect')]);
+  server.close();
+  near.setNoDelay(true);
+  for (const socket of [near, far]) socket.on('error', () => {});
+  return [near, far];
+}
+
+/** The same with TLS on it: the first end is the TLS client. */
+export async function tlsPair(secureContext: SecureContext): Promise<[TLSSocket, TLSSocket]> {
+  const [near, far] = await socketPair();
+  const server = new TLSSocket(far, { isServer: true, secureContext });
+  const client = tlsConnect({ socket: near, rejectUnauthorized: false });
+  for (const socket of [client, server]) socket.on('error', () => {});
+  await Promise.all([once(client, 'secureConnect'), once(server, 'secure')]);
+  return [client, server];
 }
