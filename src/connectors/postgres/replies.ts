@@ -61,7 +61,7 @@ export function refusal(sqlstate: string, message: string, hint?: string): Poste
 
 const refusedText = 'postern: the database server refused the connection';
 
-/** Longest part of a server's own text that is logged. */
+/** Longest part of a stranger's own text that is shown. */
 const LONGEST_TEXT = 300;
 
 /** What a server's error text must not carry further. */
@@ -98,7 +98,8 @@ export function upstreamFailure(body: Buffer, { secrets, names }: Discretion): P
   });
 }
 
-function printable(text: string): string {
+/** A stranger's text for a message: short, and without what could steer a terminal. */
+export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}]/gu, ' ').slice(0, LONGEST_TEXT);
 }
 
