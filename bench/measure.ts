@@ -85,23 +85,38 @@ async function openSessions(open: Socket[], count: number, port: number): Promis
     open.push(...(await Promise.all(Array.from({ length: Math.min(10, left) }, () => openSession(port)))));
 }
 
-/** The smallest client there is: a StartupMessage, and no password to be asked for. */
+/**
+ * The smallest client there is: a StartupMessage, no password to be asked for, and one query, because a pooler that
+ * has seen none has no server for the client yet.
+ */
 async function openSession(port: number): Promise<Socket> {
   const socket = connect({ host: '127.0.0.1', port, noDelay: true });
   await once(socket, 'connect');
-  const body = Buffer.from('\0\x03\0\0user\0scram_user\0database\0app\0\0', 'latin1');
-  const length = Buffer.alloc(4);
-  length.writeInt32BE(body.length + 4);
-  socket.write(Buffer.concat([length, body]));
-  // ReadyForQuery, idle: the last message of a login.
+  const startup = Buffer.from('\0\x03\0\0user\0scram_user\0database\0app\0\0', 'latin1');
+  socket.write(Buffer.concat([int32(startup.length + 4), startup]));
+  await untilIdle(socket);
+  const query = Buffer.from('select 1\0', 'latin1');
+  socket.write(Buffer.concat([Buffer.from('Q'), int32(query.length + 4), query]));
+  await untilIdle(socket);
+  return socket;
+}
+
+/** Reads up to ReadyForQuery, which is the last message of a login and of an answer. */
+async function untilIdle(socket: Socket): Promise<void> {
   const idle = Buffer.from('Z\0\0\0\x05I', 'latin1');
   let seen = Buffer.alloc(0);
   for await (const chunk of socket.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     seen = Buffer.concat([seen, chunk]);
-    if (seen.subarray(-idle.length).equals(idle)) return socket;
+    if (seen.subarray(-idle.length).equals(idle)) return;
     if (seen[0] === 0x45) break;
   }
   throw new Error(`a session for counting memory was refused: ${withoutSecrets(seen.toString('latin1'))}`);
+}
+
+function int32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeInt32BE(value);
+  return bytes;
 }
 
 /** The number once it has stopped moving: a heap grows and shrinks for a while after a burst of logins. */

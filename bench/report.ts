@@ -77,9 +77,8 @@ export function markdown(results: Results): string {
           : `too noisy to tell in ${noisy.map(({ title }) => title).join('; ')} (direct runs differ by more than a factor of ${NOISY})`
     }`,
     '',
-    'Median (least to most). "of direct" is the ratio within each round.',
-    '',
-    table(
+    ...section(
+      'Median (least to most). "of direct" is the ratio within each round.',
       ['', 'direct', 'Postern', 'of direct', 'PgBouncer', 'of direct', 'direct, most/least'],
       rows.map((row) => [
         `${row.title}, ${row.unit}`,
@@ -110,12 +109,11 @@ export function markdown(results: Results): string {
         `${((all - none) / sessions).toFixed(1)} KiB`,
       ]),
     ),
-    '',
   ].join('\n');
 }
 
 function section(title: string, heads: readonly string[], lines: readonly (readonly string[])[]): string[] {
-  return lines.length === 0 ? [] : ['', title, '', table(heads, lines)];
+  return lines.length === 0 ? [] : [title, '', table(heads, lines), ''];
 }
 
 function table(heads: readonly string[], lines: readonly (readonly string[])[]): string {
