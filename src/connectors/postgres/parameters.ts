@@ -101,10 +101,13 @@ class Policy {
     const transparent = this.#pinned.size === 0 && !this.#allowed && this.#denied.size === 0;
     if (transparent || options === '') return options;
     if (this.#denied.has('options') && !this.admits('options')) return '';
-    return splitOptions(options)
-      .filter(({ name }) => this.admits(name))
-      .map(({ name, value }) => `-c ${name}=${escapeOption(value)}`)
-      .join(' ');
+    return (
+      splitOptions(options)
+        .filter(({ name }) => this.admits(name))
+        // The name too: with a space in it the server would read another one than the policy did.
+        .map(({ name, value }) => `-c ${escapeOption(`${name}=${value}`)}`)
+        .join(' ')
+    );
   }
 }
 
@@ -151,6 +154,6 @@ function unknownOption(): PosternError {
   );
 }
 
-function escapeOption(value: string): string {
-  return value.replaceAll(/[ \t\n\v\f\r\\]/g, '\\$&');
+function escapeOption(setting: string): string {
+  return setting.replaceAll(/[ \t\n\v\f\r\\]/g, '\\$&');
 }
