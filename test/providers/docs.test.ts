@@ -14,25 +14,25 @@ interface Example {
 const page = (kind: string) => new URL(`../../docs/providers/${kind}.md`, import.meta.url);
 
 describe('the documentation of providers', () => {
-  for (const [kind, { settings, checkReference }] of Object.entries(providers)) {
+  for (const [kind, provider] of Object.entries(providers)) {
     it(`has a page for "${kind}" whose example is valid`, () => {
       assert.ok(existsSync(page(kind)));
       const text = readFileSync(page(kind), 'utf8');
       const example = parse(/```yaml\n([\s\S]*?)```/.exec(text)?.[1] ?? '') as Example;
       for (const { kind: named, ...entry } of Object.values(example.providers ?? {})) {
         assert.equal(named, kind);
-        settings.parse(entry);
+        provider.settings.parse(entry);
       }
       for (const { credentials } of Object.values(example.services)) {
         for (const reference of Object.values(credentials)) {
-          if (typeof reference !== 'string') assert.equal(checkReference(reference.get), undefined);
+          if (typeof reference !== 'string') assert.equal(provider.checkReference(reference.get), undefined);
         }
       }
     });
 
     it(`names every setting of "${kind}"`, () => {
       const text = readFileSync(page(kind), 'utf8');
-      const { properties = {} } = z.toJSONSchema(settings, { io: 'input', unrepresentable: 'any' });
+      const { properties = {} } = z.toJSONSchema(provider.settings, { io: 'input', unrepresentable: 'any' });
       for (const name of Object.keys(properties)) {
         assert.ok(text.includes(`\`${name}\``) || text.includes(`\`${name}.`), `${name} is not explained`);
       }
