@@ -25,6 +25,7 @@ export async function dial(target: Address, signal: AbortSignal): Promise<Dialle
   signal.throwIfAborted();
   if (target.kind === 'unix') return { socket: await connectTo(target, signal), address: target };
   const addresses = await resolve(target, signal);
+  signal.throwIfAborted();
   return await race(target, addresses, signal);
 }
 
