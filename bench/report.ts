@@ -74,7 +74,7 @@ export function markdown(results: Results): string {
         ? 'one round says nothing about it'
         : noisy.length === 0
           ? `the direct runs of every row are within a factor of ${NOISY}`
-          : `too noisy to tell in ${noisy.map(({ title }) => title).join('; ')} (direct runs differ by more than a factor of ${NOISY})`
+          : `too noisy to tell in ${noisy.length === rows.length ? 'every row' : noisy.map(({ title }) => title).join('; ')} (direct runs differ by more than a factor of ${NOISY})`
     }`,
     '',
     ...section(

@@ -152,7 +152,7 @@ async function facts(cast: Cast, before: readonly number[]): Promise<Record<stri
     machine: `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}, ${Math.round(totalmem() / 2 ** 30)} GiB; everything on this one machine`,
     Node: process.version,
     ...cast.versions,
-    'load average': `${load(before)} before, ${load(loadavg())} after`,
+    'load average': `${load(before)} before, ${load(loadavg())} after (its own work included)`,
   };
 }
 
