@@ -20,6 +20,8 @@ export async function run(options: Options): Promise<number> {
   const log = await createLog(options);
   const version = await packageVersion();
   dieLoudly(log);
+  // Before anything is opened: process 1 of a container has no default handler, and would miss a signal for ever.
+  const stop = Promise.race([stopSignal('SIGTERM'), stopSignal('SIGINT')]);
 
   let broker: Broker;
   try {
@@ -41,7 +43,7 @@ export async function run(options: Options): Promise<number> {
   process.on('SIGHUP', reload);
   process.on('SIGUSR1', reload);
 
-  const signal = await Promise.race([stopSignal('SIGTERM'), stopSignal('SIGINT')]);
+  const signal = await stop;
   log.info({ signal }, 'stopping');
   for (const second of ['SIGTERM', 'SIGINT'] as const)
     process.once(second, (_name: NodeJS.Signals, number: number) => {

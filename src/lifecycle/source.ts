@@ -5,6 +5,7 @@ import { PosternError } from '../core/errors.ts';
 import type { Secret } from '../core/secret.ts';
 import type { Grant, Provider } from '../providers/provider.ts';
 import { DerivedKeys } from './derived-keys.ts';
+import { Flight } from './flight.ts';
 
 /** A credential of a service: which provider has it, and under which reference. */
 export interface SourceReference {
@@ -26,14 +27,16 @@ interface Fetched extends Disposable {
 const fingerprintKey = randomBytes(32);
 
 /**
- * Where the credentials of one service come from. A static secret is asked of its provider for every login;
- * nothing but keys derived from it outlives the loan.
+ * Where the credentials of one service come from. A static secret is asked of its provider for every login, once for
+ * all who ask at the same time; nothing but keys derived from it outlives the loans.
  */
 export class CredentialSource implements Disposable {
   readonly #references: ReadonlyMap<string, SourceReference>;
   readonly #provider: (name: string) => Provider;
   readonly #observe: ObserveFetch;
   readonly #derived = new DerivedKeys();
+  #flights = 0;
+  #flight: Flight<Fetched> | undefined;
 
   constructor(
     references: ReadonlyMap<string, SourceReference>,
@@ -56,24 +59,57 @@ export class CredentialSource implements Disposable {
     onFetched: (versions: string) => void = () => {},
   ): Promise<T> {
     let rejected: { readonly error: PosternError; readonly fingerprint: Buffer };
+    const flight = this.#flight ?? this.#takeOff();
+    // What a flight brings that takes off from now on is not older than the credentials that may be rejected.
+    const next = this.#flights + 1;
     {
-      using first = await this.#fetch(signal);
-      onFetched(first.versions);
+      using loan = await this.#board(flight, signal);
+      const { credentials, fingerprint, versions } = loan.answer;
+      onFetched(versions);
       try {
-        return await use(first.credentials, signal);
+        return await use(credentials, signal);
       } catch (error) {
         if (!(error instanceof PosternError && error.code === 'UPSTREAM_REJECTED')) throw error;
-        rejected = { error, fingerprint: first.fingerprint };
+        rejected = { error, fingerprint };
       }
     }
-    using second = await this.#fetch(signal);
-    if (timingSafeEqual(second.fingerprint, rejected.fingerprint)) throw rejected.error;
-    onFetched(second.versions);
-    return await use(second.credentials, signal);
+    const later = this.#flight && this.#flight.number >= next ? this.#flight : this.#takeOff();
+    using loan = await this.#board(later, signal);
+    const { credentials, fingerprint, versions } = loan.answer;
+    if (timingSafeEqual(fingerprint, rejected.fingerprint)) throw rejected.error;
+    onFetched(versions);
+    return await use(credentials, signal);
   }
 
   [Symbol.dispose](): void {
     this.#derived.wipe();
+  }
+
+  #takeOff(): Flight<Fetched> {
+    this.#flights += 1;
+    const flight: Flight<Fetched> = new Flight(
+      this.#flights,
+      (signal) => this.#fetch(signal),
+      () => {
+        if (this.#flight === flight) this.#flight = undefined;
+      },
+    );
+    this.#flight = flight;
+    return flight;
+  }
+
+  /** A provider that runs into the login's deadline is a provider's failure: say which, and let clients retry. */
+  async #board(flight: Flight<Fetched>, signal: AbortSignal): ReturnType<Flight<Fetched>['board']> {
+    try {
+      return await flight.board(signal);
+    } catch (thrown) {
+      const late = thrown === signal.reason && thrown instanceof PosternError && thrown.code === 'TIMEOUT';
+      if (!late) throw thrown;
+      const names = [...new Set(this.#references.values().map(({ provider }) => `"${provider}"`))].join(', ');
+      throw new PosternError('PROVIDER_UNAVAILABLE', `provider ${names} did not answer in time`, {
+        cause: thrown,
+      });
+    }
   }
 
   /** Asks every provider once, all at the same time; on failure what the others answered is wiped. */
@@ -122,22 +158,13 @@ export class CredentialSource implements Disposable {
       told('ok');
       return grant;
     } catch (thrown) {
-      const error = this.#providerError(name, thrown, signal);
+      const error =
+        thrown instanceof PosternError
+          ? thrown
+          : new PosternError('PROVIDER_FAILED', `provider "${name}" failed unexpectedly`, { cause: thrown });
       told(error.code);
       throw error;
     }
-  }
-
-  /** A provider that runs into the login's deadline is a provider's failure: say which, and let clients retry. */
-  #providerError(name: string, thrown: unknown, signal: AbortSignal): PosternError {
-    const reason: unknown = signal.aborted ? signal.reason : undefined;
-    if (reason instanceof PosternError && reason.code === 'TIMEOUT')
-      return new PosternError('PROVIDER_UNAVAILABLE', `provider "${name}" did not answer in time`, {
-        cause: thrown,
-      });
-    if (reason instanceof PosternError) return reason;
-    if (thrown instanceof PosternError) return thrown;
-    return new PosternError('PROVIDER_FAILED', `provider "${name}" failed unexpectedly`, { cause: thrown });
   }
 }
 
