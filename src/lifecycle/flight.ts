@@ -11,6 +11,7 @@ export class Flight<Answer extends Disposable> {
   readonly #onOver: () => void;
   #aboard = 0;
   #landed: Answer | undefined;
+  #over = false;
 
   /**
    * Asks at once. The signal given to `ask` aborts when nobody waits any more. `onOver` says that nobody may board
@@ -25,7 +26,7 @@ export class Flight<Answer extends Disposable> {
       if (this.#aboard === 0) answer[Symbol.dispose]();
       return answer;
     });
-    this.#answer.finally(onOver).catch(() => {});
+    this.#answer.finally(() => this.#end()).catch(() => {});
   }
 
   /** Waits for the answer; throws the signal's reason when it aborts first. Whoever gets the answer must let go of it. */
@@ -49,11 +50,16 @@ export class Flight<Answer extends Disposable> {
   #leave(signal: AbortSignal): void {
     this.#aboard -= 1;
     if (this.#aboard > 0) return;
-    if (this.#landed) {
-      this.#landed[Symbol.dispose]();
-      return;
+    if (this.#landed) this.#landed[Symbol.dispose]();
+    else if (!this.#over) {
+      this.#end();
+      this.#controller.abort(signal.reason);
     }
+  }
+
+  #end(): void {
+    if (this.#over) return;
+    this.#over = true;
     this.#onOver();
-    this.#controller.abort(signal.reason);
   }
 }
