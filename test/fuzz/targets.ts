@@ -5,6 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { tlsServerEndPoint } from '../../src/connectors/postgres/auth/channel-binding.ts';
 import { saslprep } from '../../src/connectors/postgres/auth/saslprep.ts';
 import { chooseMechanism, ScramClient } from '../../src/connectors/postgres/auth/scram.ts';
+import { postgresTargets } from './postgres.ts';
 
 /** Something that reads bytes of a stranger. One entry in `targets` is all that a new one needs. */
 export interface FuzzTarget {
@@ -37,6 +38,7 @@ const scramOptions = {
 const rightSignature = 'v=RuVBqAD+p/+MDdLaTdNy/v6iRReJonqR3/6FT6NYDxk=';
 
 export const targets: readonly FuzzTarget[] = [
+  ...postgresTargets,
   {
     name: 'scram-mechanisms',
     seedInputs: text('SCRAM-SHA-256\0SCRAM-SHA-256-PLUS\0', 'SCRAM-SHA-256\0', 'OAUTHBEARER\0', ''),
