@@ -141,18 +141,29 @@ function plan(words: readonly string[]): Plan | string {
   }
 }
 
-async function facts(cast: Cast, before: readonly number[]): Promise<Record<string, string>> {
-  const load = (values: readonly number[]) => values.map((value) => value.toFixed(2)).join(' ');
+/** What the machine was like before anything was started. */
+interface Before {
+  readonly load: readonly number[];
+  readonly commit: string | undefined;
+}
+
+/** Now: somebody may commit while it runs, and what is measured is what was there when it started. */
+async function lookAround(): Promise<Before> {
   const commit = await capture('git', ['rev-parse', '--short', 'HEAD'], { cwd: import.meta.dirname }).catch(
     () => undefined,
   );
+  return { load: loadavg(), commit: commit?.code === 0 ? commit.stdout.trim() : undefined };
+}
+
+function facts(cast: Cast, before: Before): Record<string, string> {
+  const load = (values: readonly number[]) => values.map((value) => value.toFixed(2)).join(' ');
   return {
     date: new Date().toISOString().slice(0, 16).replace('T', ' '),
-    ...(commit?.code === 0 && { commit: commit.stdout.trim() }),
+    ...(before.commit !== undefined && { commit: before.commit }),
     machine: `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}, ${Math.round(totalmem() / 2 ** 30)} GiB; everything on this one machine`,
     Node: process.version,
     ...cast.versions,
-    'load average': `${load(before)} before, ${load(loadavg())} after (its own work included)`,
+    'load average': `${load(before.load)} before, ${load(loadavg())} after (its own work included)`,
   };
 }
 
@@ -166,7 +177,7 @@ async function main(words: readonly string[]): Promise<number> {
     process[chosen === '' ? 'stdout' : 'stderr'].write(`${chosen === '' ? '' : `${chosen}\n\n`}${usage}`);
     return chosen === '' ? 0 : 2;
   }
-  const before = loadavg();
+  const before = await lookAround();
   say('starting PostgreSQL, Postern and PgBouncer');
   const interrupted = interruption();
   try {
@@ -176,7 +187,7 @@ async function main(words: readonly string[]): Promise<number> {
     if (typeof results === 'number') return 128 + results;
     await keep({
       command: ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' '),
-      facts: await facts(cast, before),
+      facts: facts(cast, before),
       missing: cast.missing,
       ...results,
     });
