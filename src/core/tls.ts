@@ -1,4 +1,4 @@
-import { hash } from 'node:crypto';
+import { hash, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { isIP, type Socket } from 'node:net';
 import {
@@ -95,6 +95,8 @@ function contextFor({ minVersion, ca, cert, key, passphrase }: ClientTls): Secur
   const known = shared === undefined ? undefined : trustOnly.get(shared);
   if (known) return known;
   try {
+    // OpenSSL takes a text without a certificate for an empty list, and trusts nobody: this says what is wrong.
+    if (ca) void new X509Certificate(ca);
     const context = createSecureContext({
       minVersion,
       ...(ca && { ca }),
