@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net';
 
-import type { Side } from './socket.ts';
+import { saveLastWords } from './last-words.ts';
+import { endLingering, type Side } from './socket.ts';
 
 /** How a relay ended: both ends were done, one of them broke off, or Postern ended it. */
 export type RelayEnd = 'done' | 'client-broke' | 'upstream-broke' | 'idle' | 'closed';
@@ -32,7 +33,7 @@ export class Relay {
   readonly #open = new Set<Side>(['client', 'upstream']);
   #fromClient = 0;
   #fromUpstream = 0;
-  #idle: NodeJS.Timeout | undefined;
+  readonly #watches: NodeJS.Timeout[] = [];
   #flush: NodeJS.Timeout | undefined;
 
   constructor(client: Socket, upstream: Socket, options: RelayOptions) {
@@ -43,6 +44,10 @@ export class Relay {
     this.#finish = resolve;
 
     if (options.idleTimeout > 0) this.#watchSilence(options.idleTimeout, 'idle');
+    saveLastWords(upstream, (bytes) => {
+      this.#fromUpstream += bytes.length;
+      client.write(bytes);
+    });
     this.#pump(client, upstream, 'client');
     this.#pump(upstream, client, 'upstream');
   }
@@ -67,8 +72,7 @@ export class Relay {
     });
     from.on('end', () => {
       to.end();
-      if (side === 'upstream' && !this.#client.readableEnded && this.#idle === undefined)
-        this.#watchSilence(SERVER_GONE_TIMEOUT, 'done');
+      if (side === 'upstream' && !this.#client.readableEnded) this.#watchSilence(SERVER_GONE_TIMEOUT, 'done');
     });
     from.on('close', () => this.#closed(side));
     // The login used read(); from here on data is pushed.
@@ -83,7 +87,7 @@ export class Relay {
     const orderly = socket.readableEnded && socket.writableFinished;
     if (this.#open.size === 1 && !orderly && this.#end === undefined) this.#broke(side);
     if (this.#open.size > 0) return;
-    clearInterval(this.#idle);
+    for (const watch of this.#watches) clearInterval(watch);
     clearTimeout(this.#flush);
     this.#finish(this.#end ?? 'done');
   }
@@ -98,8 +102,9 @@ export class Relay {
     this.#client.on('data', () => {});
     this.#client.resume();
     if (!this.#client.writableEnded) this.#client.end();
-    this.#client.once('finish', () => this.#client.destroySoon());
-    if (this.#client.writableFinished) this.#client.destroySoon();
+    // A client that is still sending would get a reset, and lose what it has not read yet.
+    this.#client.once('finish', () => endLingering(this.#client));
+    if (this.#client.writableFinished) endLingering(this.#client);
     this.#flush = setTimeout(() => this.#client.destroy(), FLUSH_TIMEOUT);
   }
 
@@ -114,7 +119,7 @@ export class Relay {
     const ticks = 4;
     let seen = -1;
     let silent = 0;
-    this.#idle = setInterval(
+    const watch = setInterval(
       () => {
         const total = this.#fromClient + this.#fromUpstream;
         silent = total === seen ? silent + 1 : 0;
@@ -123,7 +128,8 @@ export class Relay {
       },
       Math.max(1, limit / ticks),
     );
-    this.#idle.unref();
+    watch.unref();
+    this.#watches.push(watch);
   }
 }
 

@@ -25,6 +25,13 @@ export function review(settings: Settings, credentials: ReadonlySet<string>): Re
         'cannot be set here: use the credential "username", `database` or `replication`',
       );
 
+  for (const name of credentials)
+    if (['user', 'database', 'replication'].includes(name.toLowerCase()))
+      problem(
+        ['credentials', name],
+        'cannot be a credential: use "username", config.database or config.replication',
+      );
+
   const hosts = [settings.host ?? []].flat();
   const onlySockets = hosts.length > 0 && hosts.every((host) => host.startsWith('/'));
   const needsBinding = settings.channelBinding === 'require' || settings.minimumAuth === 'scram-sha-256-plus';
