@@ -83,12 +83,11 @@ class Policy {
   constructor({ parameters }: Settings, pinned: readonly Parameter[]) {
     this.#settings = parameters;
     // What the configuration sets through its own `options` is set by the configuration too.
-    const settingsOf = ([name, value]: Parameter) => (name === 'options' ? readOptions(value) : []);
-    const names = pinned.flatMap((parameter) => [
-      parameter[0],
-      ...settingsOf(parameter).map((it) => it?.name),
-    ]);
-    this.#pinned = new Set(names.filter((name) => name !== undefined).map(canonical));
+    const inOptions = pinned
+      .filter(([name]) => name === 'options')
+      .flatMap(([, value]) => readOptions(value));
+    const names = [...pinned.map(([name]) => name), ...inOptions.flatMap((setting) => setting?.name ?? [])];
+    this.#pinned = new Set(names.map(canonical));
     this.#allowed = parameters.allow && new Set(parameters.allow.map((name) => canonical(byteString(name))));
     this.#denied = new Set((parameters.deny ?? []).map((name) => canonical(byteString(name))));
   }
