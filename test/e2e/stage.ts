@@ -11,6 +11,7 @@ import {
   type PostgresInfo,
   type Role,
   type Servers,
+  sql,
   Unavailable,
   withServer,
 } from '../support/servers.ts';
@@ -202,4 +203,14 @@ export async function eventually(
     if (performance.now() > end) assert.fail(`waited in vain for: ${what}`);
     await sleep(15);
   }
+}
+
+/** Waits until the server process has a query under way: a cancel request before that would hit nothing. */
+export async function busy(postgres: PostgresInfo, pid: number): Promise<void> {
+  await eventually('the query to run', async () => {
+    const rows = await sql(postgres, "select 1 from pg_stat_activity where pid = $1 and state = 'active'", [
+      pid,
+    ]);
+    return rows.length > 0;
+  });
 }
