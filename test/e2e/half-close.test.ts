@@ -78,6 +78,11 @@ class RawClient implements Disposable {
     this.socket.on('error', (error) => (this.#error = error));
   }
 
+  /** Bytes that have come. */
+  get received(): number {
+    return this.#chunks.reduce((sum, { length }) => sum + length, 0);
+  }
+
   get hello(): Buffer {
     return startup([
       ['user', 'anybody'],
@@ -120,10 +125,10 @@ class RawClient implements Disposable {
 const query = (text: string) => message('Q', Buffer.from(`${text}\0`));
 
 /** Backends of a client by its application_name, seen by the server. */
-async function backends(info: PostgresInfo, name: string): Promise<number> {
+async function backends(info: PostgresInfo, name: string, state = '%'): Promise<number> {
   const [row] = await sql(
     info,
-    `select count(*)::int as n from pg_stat_activity where application_name = '${name}'`,
+    `select count(*)::int as n from pg_stat_activity where application_name = '${name}' and state like '${state}'`,
   );
   return Number(row?.['n']);
 }
@@ -143,11 +148,17 @@ function over(
   };
 }
 
+const gone = (info: PostgresInfo, { name }: RawClient) =>
+  eventually('the backend ends', async () => (await backends(info, name)) === 0);
+
+const logged = (postern: Postern, { name }: RawClient) =>
+  postern.logged((line) => line['application'] === name && line.msg.startsWith('session'));
+
 for (const way of ways) {
   describe(`a half-closed connection (${way})`, () => {
     it(
       'still brings the whole result of the last query',
-      over(way, async (client, info) => {
+      over(way, async (client, info, postern) => {
         await client.logIn();
         const before = client.messages().length;
         client.socket.end(query(`select n, repeat('x', 1000) from generate_series(1, 20000) n`));
@@ -156,7 +167,98 @@ for (const way of ways) {
         assert.equal(answer.filter(({ type }) => type === 'D').length, 20_000);
         assert.equal(answer.at(-2)?.body.toString(), 'SELECT 20000\0');
         assert.equal(answer.at(-1)?.type, 'Z');
-        await eventually('the backend ends', async () => (await backends(info, client.name)) === 0);
+        await gone(info, client);
+        assert.equal((await logged(postern, client))['outcome'], 'ok');
+      }),
+    );
+
+    it(
+      'brings it to a client that is slow to read',
+      over(way, async (client) => {
+        await client.logIn();
+        const before = client.messages().length;
+        client.socket.pause();
+        client.socket.end(query(`select n, repeat('x', 1000) from generate_series(1, 20000) n`));
+        for (let turn = 0; turn < 10; turn++) {
+          await new Promise((resolve) => setTimeout(resolve, 50));
+          client.socket.resume();
+          await new Promise(setImmediate);
+          client.socket.pause();
+        }
+        client.socket.resume();
+        await client.end();
+        assert.equal(client.messages().slice(before).at(-2)?.body.toString(), 'SELECT 20000\0');
+      }),
+    );
+
+    it(
+      'waits for a query that takes its time',
+      over(way, async (client) => {
+        await client.logIn();
+        client.socket.end(query('select pg_sleep(1)'));
+        await client.end();
+        assert.match(client.types(), /TDCZ$/);
+      }),
+    );
+
+    it(
+      'serves a client that has said all it wants with its first packet',
+      over(way, async (client, info, postern) => {
+        client.socket.end(Buffer.concat([client.hello, query('select 41 + 1')]));
+        await client.end();
+        assert.match(client.types(), /ZTDCZ$/);
+        await gone(info, client);
+        assert.equal((await logged(postern, client))['outcome'], 'ok');
+      }),
+    );
+
+    it(
+      'ends the session of a client that is done before it is logged in, and wants nothing',
+      over(way, async (client, info, postern) => {
+        client.socket.end(client.hello);
+        await client.end();
+        await gone(info, client);
+        await logged(postern, client);
+      }),
+    );
+  });
+
+  describe(`a connection that the client resets (${way})`, () => {
+    const reset = ({ socket }: RawClient) => (way === 'unix' ? socket.destroy() : socket.resetAndDestroy());
+
+    it(
+      'ends the backend that waits for a query',
+      over(way, async (client, info, postern) => {
+        await client.logIn();
+        assert.equal(await backends(info, client.name), 1);
+        reset(client);
+        await gone(info, client);
+        await logged(postern, client);
+      }),
+    );
+
+    it(
+      'ends the backend in the middle of an endless result',
+      over(way, async (client, info, postern) => {
+        await client.logIn();
+        client.socket.write(query(`select n, repeat('x', 1000) from generate_series(1, 2000000000) n`));
+        await eventually('rows', () => client.received > 1_000_000);
+        reset(client);
+        await gone(info, client);
+        await logged(postern, client);
+      }),
+    );
+
+    it(
+      'ends a backend that is asked to look out for it, while it computes in silence',
+      over(way, async (client, info) => {
+        await client.logIn();
+        client.socket.write(query(`set client_connection_check_interval = '100ms'`));
+        await eventually('the setting', () => client.types().endsWith('CZ'));
+        client.socket.write(query('select pg_sleep(120)'));
+        await eventually('the query runs', async () => (await backends(info, client.name, 'active')) === 1);
+        reset(client);
+        await gone(info, client);
       }),
     );
   });

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { describe, it } from 'node:test';
+import { describe, it, mock } from 'node:test';
 import fc from 'fast-check';
 
 import { DerivedKeys } from '../../src/lifecycle/derived-keys.ts';
@@ -21,20 +21,19 @@ function keeper() {
 
 /** The buffers that the class keeps, seen as it makes them: all it stores has gone through `Buffer.from(Buffer)`. */
 async function watchingCopies(work: () => Promise<void>): Promise<Buffer[]> {
-  const copies: Buffer[] = [];
-  const original = Buffer.from;
-  const spy = (...args: Parameters<typeof original>): Buffer => {
-    const made = original.apply(Buffer, args);
-    if (Buffer.isBuffer(args[0])) copies.push(made);
-    return made;
-  };
-  Buffer.from = spy as typeof original;
+  const from = mock.method(Buffer, 'from');
   try {
     await work();
   } finally {
-    Buffer.from = original;
+    from.mock.restore();
   }
-  return copies;
+  const calls = from.mock.calls as readonly {
+    readonly arguments: readonly unknown[];
+    readonly result?: Buffer;
+  }[];
+  return calls.flatMap(({ arguments: [given], result }) =>
+    Buffer.isBuffer(given) && result ? [result] : [],
+  );
 }
 
 const wiped = (bytes: Buffer) => bytes.every((byte) => byte === 0);
