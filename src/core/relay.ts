@@ -70,13 +70,16 @@ export class Relay {
       else this.#fromUpstream += chunk.length;
       if (!to.write(chunk)) from.pause();
     });
-    from.on('end', () => {
+    const ended = () => {
       to.end();
       if (side === 'upstream' && !this.#client.readableEnded) this.#watchSilence(SERVER_GONE_TIMEOUT, 'done');
-    });
+    };
+    from.on('end', ended);
     from.on('close', () => this.#closed(side));
     // The login used read(); from here on data is pushed.
     from.resume();
+    // A client may have half-closed during the login, when nobody listened for it.
+    if (from.readableEnded) ended();
     // Whether its 'close' is over or still to come cannot be seen.
     if (from.destroyed) this.#closed(side);
   }
