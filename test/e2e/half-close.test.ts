@@ -241,7 +241,7 @@ for (const way of ways) {
       'ends the backend in the middle of an endless result',
       over(way, async (client, info, postern) => {
         await client.logIn();
-        client.socket.write(query(`select n, repeat('x', 1000) from generate_series(1, 2000000000) n`));
+        client.socket.write(query(`select generate_series(1, 2000000000), repeat('x', 1000)`));
         await eventually('rows', () => client.received > 1_000_000);
         reset(client);
         await gone(info, client);
