@@ -4,7 +4,7 @@ import postgres from 'postgres';
 
 import { type Driver, drivers, withDriver } from '../support/clients/drivers.ts';
 import type { Postern } from '../support/postern.ts';
-import { canary, certificates, type Role, server } from '../support/servers.ts';
+import { canary, certificates, type Role, server, sql } from '../support/servers.ts';
 import {
   ask,
   keep,
@@ -329,4 +329,28 @@ describe('a login that the policy of the service, or the server, refuses', () =>
       assert.doesNotMatch(refusal.whole, /password|localhost|127\.0\.0\.1|s3cr3t|_user|no_such/);
       assert.ok(!set.postern.output.includes(wrongPassword));
     });
+
+  it("keeps the SQLSTATE of the server's own refusal and hides the role that its text names", async (t) => {
+    const set = await scene(t);
+    if (!set) return;
+    const role = `crowded_${process.pid}`;
+    const { postgres18 } = set.servers;
+    await sql(postgres18, `create role ${role} login connection limit 0 password '${canary.postgres}'`);
+    try {
+      const bao = await server('openbao');
+      const { references } = await keep(bao, { username: role, password: canary.postgres });
+      await using own = await perform(bao, { db: { credentials: references, config: towards(postgres18) } });
+      const hidden = await refused(own.port('db'));
+      assert.equal(hidden.code, '53300');
+      assert.equal(hidden.message, 'postern: the database server refused the connection');
+      assert.ok(!hidden.whole.includes(role));
+      // A client that knows the name anyway hears it all.
+      const open = await refused(own.port('db'), { user: role });
+      assert.equal(open.message, `too many connections for role "${role}"`);
+      const line = await own.logged((each) => each.msg === 'session failed');
+      assert.match(String(line['error']), new RegExp(`53300 too many connections for role "${role}"`));
+    } finally {
+      await sql(postgres18, `drop role ${role}`);
+    }
+  });
 });

@@ -20,6 +20,10 @@ import {
 import { Wire } from './wire.ts';
 
 const notAllowed = '42501';
+const place = [
+  ['user', 'anybody'],
+  ['database', 'app'],
+] as const;
 
 describe('what an application may decide about its session', () => {
   let postern: Postern | undefined;
@@ -121,6 +125,35 @@ describe('what an application may decide about its session', () => {
         (await ask(program.port('open'), 'select session_user as it', { password }))['it'],
         'scram_user',
       );
+  });
+
+  it('names things in any script', async (t) => {
+    const program = await scene(t);
+    if (!program) return;
+    const name = 'd\u00E4t\u00E4-\u{1F418}';
+    const there = await refused(program.port('open'), { database: name });
+    assert.deepEqual([there.code, there.message], ['3D000', `database "${name}" does not exist`]);
+    const here = await refused(program.port('databases'), { database: name });
+    assert.equal(here.message, `postern: database "${name}" is not allowed by this service`);
+    // The server replaces what is not ASCII in this one.
+    const asked = String(
+      await setting(program.port('open'), 'application_name', [['application_name', name]]),
+    );
+    assert.equal(asked, String.raw`d\xc3\xa4t\xc3\xa4-\xf0\x9f\x90\x98`);
+  });
+
+  it('gets protocol 3.2 at most, and hears which options are not known', async (t) => {
+    const program = await scene(t);
+    if (!program) return;
+    const strange = ['_pq_.strange', 'yes'] as const;
+    using wire = await Wire.open(program.port('open'), [...place, strange], 0x0003_270f);
+    const [negotiate] = wire.greeting;
+    assert.equal(negotiate?.type, 'v');
+    assert.equal(negotiate.body.readInt32BE(), 0x0003_0002);
+    assert.equal(negotiate.body.toString('latin1', 8), '_pq_.strange\0');
+    assert.deepEqual(await wire.ask('select session_user'), [['scram_user']]);
+    using two = await Wire.open(program.port('open'), place, 0x0002_0000);
+    assert.equal(two.refusal?.['C'], '0A000');
   });
 
   it('names itself', async (t) => {
