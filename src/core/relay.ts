@@ -29,7 +29,7 @@ export class Relay {
   readonly #upstream: Socket;
   readonly #finish: (end: RelayEnd) => void;
   #end: RelayEnd | undefined;
-  #open = 2;
+  readonly #open = new Set<Side>(['client', 'upstream']);
   #fromClient = 0;
   #fromUpstream = 0;
   #idle: NodeJS.Timeout | undefined;
@@ -73,15 +73,16 @@ export class Relay {
     from.on('close', () => this.#closed(side));
     // The login used read(); from here on data is pushed.
     from.resume();
+    // Whether its 'close' is over or still to come cannot be seen.
     if (from.destroyed) this.#closed(side);
   }
 
   #closed(side: Side): void {
-    this.#open -= 1;
+    if (!this.#open.delete(side)) return;
     const socket = side === 'client' ? this.#client : this.#upstream;
     const orderly = socket.readableEnded && socket.writableFinished;
-    if (this.#open === 1 && !orderly && this.#end === undefined) this.#broke(side);
-    if (this.#open > 0) return;
+    if (this.#open.size === 1 && !orderly && this.#end === undefined) this.#broke(side);
+    if (this.#open.size > 0) return;
     clearInterval(this.#idle);
     clearTimeout(this.#flush);
     this.#finish(this.#end ?? 'done');

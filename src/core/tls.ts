@@ -158,6 +158,8 @@ export async function acceptTls(
   signal.addEventListener('abort', abort);
   secure.once('secure', resolve);
   secure.once('close', closed);
+  // The connection may stay half open: a client that is done does not close it.
+  secure.once('end', closed);
   secure.on('error', reject);
   try {
     await promise;
@@ -172,5 +174,6 @@ export async function acceptTls(
   } finally {
     signal.removeEventListener('abort', abort);
     secure.off('close', closed);
+    secure.off('end', closed);
   }
 }

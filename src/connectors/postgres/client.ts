@@ -116,11 +116,10 @@ export class Client {
   /** `sslnegotiation=direct`: the client starts with TLS and must agree to the protocol by ALPN. */
   async #acceptDirectTls(head: Buffer, signal: AbortSignal): Promise<void> {
     const { localTls, client } = this.#session;
-    if (!localTls) {
-      client.write(HANDSHAKE_FAILURE);
-      client.end();
-      throw new PosternError('CLIENT_PROTOCOL', 'the client started TLS, and the service has no listenTls');
-    }
+    if (!localTls)
+      throw new PosternError('CLIENT_PROTOCOL', 'the client started TLS, and the service has no listenTls', {
+        reply: HANDSHAKE_FAILURE,
+      });
     client.unshift(head);
     const secure = await acceptTls(client, localTls, ALPN, signal);
     this.#socket = secure;

@@ -130,10 +130,12 @@ function greetingFor(
 
 function described(hello: StartupHello, { database, askedUser }: StartupRequest): Record<string, string> {
   const application = hello.parameters.findLast(([name]) => name === 'application_name')?.[1];
+  // The server cuts names at 63 bytes, and a stranger's packet has room for thousands.
+  const short = (text: string) => textOf(text).slice(0, 64);
   return {
-    database: textOf(database),
-    askedUser: textOf(askedUser),
-    ...(application !== undefined && { application: textOf(application).slice(0, 64) }),
+    database: short(database),
+    askedUser: short(askedUser),
+    ...(application !== undefined && { application: short(application) }),
   };
 }
 

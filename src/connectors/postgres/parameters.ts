@@ -1,7 +1,7 @@
 import type { PosternError } from '../../core/errors.ts';
 import type { StartupHello } from './client.ts';
 import { byteString, type Parameter, textOf } from './messages.ts';
-import { refusal } from './replies.ts';
+import { printable, refusal } from './replies.ts';
 import type { Settings } from './settings.ts';
 
 /** What a client may decide about its session, checked; the real user is filled in only when logging in. */
@@ -58,7 +58,7 @@ function chooseDatabase(asked: string, settings: Settings): string {
   if (asked === '')
     throw refusal('28000', 'no PostgreSQL user name specified in startup packet, and no database');
   if (settings.databases && !settings.databases.includes(textOf(asked)))
-    throw refusal('42501', `database "${textOf(asked)}" is not allowed by this service`);
+    throw refusal('42501', `database "${printable(textOf(asked))}" is not allowed by this service`);
   return asked;
 }
 
@@ -93,23 +93,34 @@ class Policy {
     if (this.#pinned.has(wanted)) return false;
     if (this.#allowed ? this.#allowed.has(wanted) : !this.#denied.has(wanted)) return true;
     if (this.#settings.otherwise === 'drop') return false;
-    throw refusal('42501', `startup parameter "${textOf(name)}" is not allowed by this service`);
+    throw refusal('42501', `startup parameter "${printable(textOf(name))}" is not allowed by this service`);
   }
 
   /** The client's `options`, without what the policy takes out of it. Without a policy it passes as it is. */
   admittedOptions(options: string): string {
     const transparent = this.#pinned.size === 0 && !this.#allowed && this.#denied.size === 0;
     if (transparent || options === '') return options;
-    return splitOptions(options)
-      .filter(({ name }) => this.admits(name))
-      .map(({ name, value }) => `-c ${name}=${escapeOption(value)}`)
-      .join(' ');
+    if (this.#denied.has('options') && !this.admits('options')) return '';
+    return (
+      splitOptions(options)
+        .filter(({ name }) => this.admits(name))
+        // The name too: with a space in it the server would read another one than the policy did.
+        .map(({ name, value }) => `-c ${escapeOption(`${name}=${value}`)}`)
+        .join(' ')
+    );
   }
 }
 
+/** Settings that the server still takes under an old name (map_old_guc_names), of those that a client may set. */
+const oldNames: ReadonlyMap<string, string> = new Map([
+  ['sort_mem', 'work_mem'],
+  ['vacuum_mem', 'maintenance_work_mem'],
+]);
+
 /** The server reads `-` in the names of `--long-options` as `_`. */
 function canonical(name: string): string {
-  return name.toLowerCase().replaceAll('-', '_');
+  const lower = name.toLowerCase().replaceAll('-', '_');
+  return oldNames.get(lower) ?? lower;
 }
 
 /**
@@ -117,7 +128,8 @@ function canonical(name: string): string {
  * character as it is). Behind a policy only settings are understood: `-c name=value`, `-cname=value`, `--name=value`.
  */
 function splitOptions(options: string): { name: string; value: string }[] {
-  const words = [...options.matchAll(/(?:\\[^]|[^\s\\])+/g)].map(([word]) =>
+  // Not \s, which is wider than isspace(): it would also split the bytes of "à" in UTF-8.
+  const words = [...options.matchAll(/(?:\\[^]|[^ \t\n\v\f\r\\])+/g)].map(([word]) =>
     word.replaceAll(/\\([^])/g, '$1'),
   );
   const found: { name: string; value: string }[] = [];
@@ -142,6 +154,6 @@ function unknownOption(): PosternError {
   );
 }
 
-function escapeOption(value: string): string {
-  return value.replaceAll(/[\s\\]/g, '\\$&');
+function escapeOption(setting: string): string {
+  return setting.replaceAll(/[ \t\n\v\f\r\\]/g, '\\$&');
 }

@@ -61,7 +61,7 @@ export function refusal(sqlstate: string, message: string, hint?: string): Poste
 
 const refusedText = 'postern: the database server refused the connection';
 
-/** Longest part of a server's own text that is logged. */
+/** Longest part of a stranger's own text that is shown. */
 const LONGEST_TEXT = 300;
 
 /** What a server's error text must not carry further. */
@@ -86,14 +86,20 @@ export function upstreamFailure(body: Buffer, { secrets, names }: Discretion): P
     return new PosternError('UPSTREAM_REJECTED', `the server rejected the credential: ${sqlstate} ${text}`);
 
   const told = mentions(secrets) || mentions(names) ? new Map([['M', refusedText]]) : fields;
-  // Old servers and poolers leave out V, and a client may depend on C.
-  const reply = encodeError(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...told, ['C', sqlstate]]));
+  // Old servers and poolers leave out V, a broken one C or M, and a client may depend on them.
+  const usual: [string, string][] = [
+    ['S', 'FATAL'],
+    ['V', 'FATAL'],
+    ['M', refusedText],
+  ];
+  const reply = encodeError(new Map([...usual, ...told, ['C', sqlstate]]));
   return new PosternError('UPSTREAM_REFUSED', `the server refused the connection: ${sqlstate} ${text}`, {
     reply,
   });
 }
 
-function printable(text: string): string {
+/** A stranger's text for a message: short, and without what could steer a terminal. */
+export function printable(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}]/gu, ' ').slice(0, LONGEST_TEXT);
 }
 
