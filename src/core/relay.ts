@@ -1,7 +1,8 @@
 import type { Socket } from 'node:net';
 
 import { PosternError } from './errors.ts';
-import { endLingering, type Side } from './socket.ts';
+import { hearLastWords } from './last-words.ts';
+import { endLingering, LINGER, type Side } from './socket.ts';
 
 /** How a relay ended: both ends were done, one of them broke off, Postern ended it, or what a connector did in it failed. */
 export type RelayEnd = 'done' | 'client-broke' | 'upstream-broke' | 'idle' | 'closed' | PosternError;
@@ -66,6 +67,11 @@ export class Relay {
     client.on('close', () => this.#closed('client'));
     upstream.on('close', () => this.#closed('upstream'));
     this.#flow();
+    hearLastWords(upstream, (bytes) => {
+      if (this.#atRest || client.writableEnded) return;
+      this.#fromUpstream += bytes.length;
+      client.write(bytes);
+    });
   }
 
   /** Bytes read so far from each side. */
@@ -79,7 +85,8 @@ export class Relay {
   }
 
   #flow(): void {
-    const { watch, upstream } = { watch: this.#watch, upstream: this.#upstream };
+    const watch = this.#watch;
+    const upstream = this.#upstream;
     this.#pump(
       'client',
       watch ? (chunk) => this.#passWatched(watch, chunk) : (chunk) => upstream.write(chunk),
@@ -165,13 +172,19 @@ export class Relay {
       reset(this.#upstream);
       return;
     }
-    // A server that dies in the middle of its sentence: the client still gets the beginning of it.
-    this.#client.on('data', () => {});
-    this.#client.resume();
-    if (!this.#client.writableEnded) this.#client.end();
-    this.#client.once('finish', () => this.#client.destroySoon());
-    if (this.#client.writableFinished) this.#client.destroySoon();
-    this.#flush = setTimeout(() => this.#client.destroy(), FLUSH_TIMEOUT);
+    // A server that dies in the middle of its sentence: the client still gets the beginning of it. A client that is
+    // still sending must be heard out, or closing would be a reset that takes the sentence from it again.
+    const client = this.#client;
+    const cut = (milliseconds: number) => {
+      clearTimeout(this.#flush);
+      this.#flush = setTimeout(() => client.destroy(), milliseconds);
+    };
+    client.on('data', () => {});
+    client.resume();
+    cut(FLUSH_TIMEOUT);
+    client.once('finish', () => cut(LINGER));
+    if (client.writableFinished) cut(LINGER);
+    else if (!client.writableEnded) client.end();
   }
 
   #stop(end: RelayEnd): void {
