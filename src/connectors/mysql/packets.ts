@@ -53,7 +53,7 @@ export async function readPacket(
 /** Packets with this payload: one, or as many as it needs, the first with this sequence id. The caller wipes both. */
 export function encodePacket(sequence: number, payload: Buffer): Buffer {
   const count = Math.floor(payload.length / FULL) + 1;
-  // Not `Buffer.alloc`: a payload may be a password, and a small one would leave copies on V8's heap (auth/README).
+  // Not `Buffer.alloc`: a payload may be a password, and a small one would leave copies on V8's heap (docs/decisions/0001-own-postgres-wire.md).
   const bytes = Buffer.allocUnsafe(payload.length + count * HEADER);
   for (let number = 0; number < count; number++) {
     const from = number * FULL;
