@@ -167,11 +167,13 @@ export class Relay {
   }
 
   #broke(side: Side): void {
-    this.#end = side === 'client' ? 'client-broke' : 'upstream-broke';
     if (side === 'client') {
+      this.#end = 'client-broke';
       reset(this.#upstream);
       return;
     }
+    // To a goodbye a reset is an answer like any other: a server that closes without a look at TLS's close_notify resets.
+    this.#end = this.#client.readableEnded ? 'done' : 'upstream-broke';
     // A server that dies in the middle of its sentence: the client still gets the beginning of it. A client that is
     // still sending must be heard out, or closing would be a reset that takes the sentence from it again.
     const client = this.#client;

@@ -79,17 +79,18 @@ export class ChangeUserWatch extends CommandFollower implements Watch {
   }
 
   async #changeUser(asked: ChangeUser, credentials: Credentials, signal: AbortSignal): Promise<Buffer> {
-    const { socket, capabilities, plugin } = this.#server;
+    const { socket, capabilities } = this.#server;
     const leg = new Leg(socket, 'upstream');
     const named = [asked.database];
     const conversation = await Conversation.prepare(this.#settings, credentials, this.#server, named);
     const change = {
       user: credentials.get('username').toString('latin1'),
-      // Nothing to begin with: the server has a new salt, which it tells with the question for the proof.
+      // No answer yet, and no plugin: the server then asks for the account's own, with a new salt. With the name of a
+      // plugin that sends the password as it is (PAM), MariaDB would take no answer for an empty password.
       authData: Buffer.alloc(0),
+      plugin: '',
       database: chooseDatabase(asked.database, this.#settings),
       collation: asked.collation,
-      plugin,
       attributes: namedAttributes(asked.attributes, this.#settings),
     };
     leg.write(encodeChangeUser(change, capabilities.flags));

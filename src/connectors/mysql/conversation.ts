@@ -23,8 +23,6 @@ export class Conversation {
   #authentication: Authentication | undefined;
   /** How the server has let us in, as far as it is known: no answer yet, no method. */
   method: AuthMethod = 'none';
-  /** The plugin of the last answer; empty before the first. */
-  plugin = '';
 
   private constructor(
     settings: Settings,
@@ -128,7 +126,6 @@ export class Conversation {
       derive: this.#credentials.derive,
     });
     this.#authentication = authentication;
-    this.plugin = plugin;
     this.method = method ?? 'none';
     return first;
   }

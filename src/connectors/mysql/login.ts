@@ -28,8 +28,6 @@ export interface LoggedIn {
   /** Payload of the server's OK, as it came. */
   readonly ok: Buffer;
   readonly method: AuthMethod;
-  /** The plugin that let us in. */
-  readonly plugin: string;
 }
 
 /** Logs in as the configured user at a server that has greeted. The connection is closed when that fails. */
@@ -60,8 +58,7 @@ export async function logIn(
     authData.fill(0);
     await leg.writeSecret(response, signal);
     const ok = await conversation.finish(leg, signal);
-    const { method } = conversation;
-    return { socket: leg.socket, target, address, capabilities, ok, method, plugin: conversation.plugin };
+    return { socket: leg.socket, target, address, capabilities, ok, method: conversation.method };
   } catch (error) {
     leg.socket.destroy();
     plain.destroy();

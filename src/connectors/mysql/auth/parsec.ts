@@ -27,11 +27,14 @@ export async function* parsec({ password, data, derive }: AuthRequest): AsyncGen
   const seed = await derive(`parsec ${iterations} ${salt.toString('base64')}`, () =>
     deriveSeed(password, salt, iterations),
   );
+  // Wiped before the answer is yielded: nobody need come back for more.
+  let answer: Buffer;
   try {
-    yield signScrambles(seed, data, randomBytes(SCRAMBLE));
+    answer = signScrambles(seed, data, randomBytes(SCRAMBLE));
   } finally {
     seed.fill(0);
   }
+  yield answer;
 }
 
 /** `P`, the number of doublings, the salt. MariaDB 11.8 repeats in front the 0x01 of the packet that it comes in. */
