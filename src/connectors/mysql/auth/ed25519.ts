@@ -21,8 +21,8 @@ export async function* clientEd25519({ password, data }: AuthRequest): AsyncGene
  * An Ed25519 signature by RFC 8032 section 5.1.6, but with a password of any length in place of the 32-byte seed, which is
  * why Node's own signatures do not do.
  *
- * Buffers are wiped. The two secret scalars are BigInts while the group is calculated in, and nothing can wipe those: they are
- * free memory from then on, until it is used again (docs/decisions/0003-mysql-wire.md).
+ * Buffers are wiped. The two secret scalars are BigInts while the group is calculated in, and nothing can wipe those: they stay
+ * where they were until V8 uses that memory again (docs/decisions/0003-mysql-wire.md).
  */
 export async function signWithPassword(password: Buffer, message: Buffer): Promise<Buffer> {
   // Loaded for the accounts that need it: it takes longer than the rest of a login.
