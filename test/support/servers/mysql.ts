@@ -94,7 +94,7 @@ function usual(program: MySqlProgram, folder: string): readonly string[] {
     `--tmpdir=${folder}`,
     '--secure-file-priv=',
     '--innodb-buffer-pool-size=64M',
-    '--innodb-flush-log-at-trx-commit=0',
+    '--innodb-flush-log-at-trx-commit=2',
   ];
 }
 
