@@ -144,9 +144,8 @@ export class Client {
         [1043, '08S01'],
         'the client asked for TLS, which this service does not have (listenTls)',
       );
-    // Bytes sent in clear together with the request would be read as if they had come encrypted (CVE-2021-23214).
-    if (this.socket.readableLength > 0)
-      throw new PosternError('CLIENT_PROTOCOL', 'received unencrypted data after the SSL request');
+    // The client begins its handshake without waiting for a word. Whatever it sent behind the request is read as part of
+    // that, so nothing that came in clear is ever taken for something that came encrypted.
     this.#leg.socket = await acceptTls(this.socket, localTls, ALPN, signal);
     this.#session.note({ clientTls: true });
   }
