@@ -1,5 +1,6 @@
 import type { Connector } from './connector.ts';
+import { mysql } from './mysql/index.ts';
 import { pg, postgres } from './postgres/index.ts';
 
 /** Every connector the configuration may name. A new one is a folder beside this and a line here. */
-export const connectors: Readonly<Record<string, Connector>> = { postgres, pg };
+export const connectors: Readonly<Record<string, Connector>> = { postgres, pg, mysql };

@@ -1,42 +1,50 @@
 import { readSync } from 'node:fs';
 import type { Socket } from 'node:net';
 
-/** What a server says before it breaks off is an error text, not a result. */
-const LONGEST_LAST_WORDS = 1024 * 1024;
+/** More than this is no last word. */
+const MOST_BYTES = 1024 * 1024;
+const PIECE = 64 * 1024;
+
+/** What of Node's internal handle is needed; a runtime that has it otherwise loses the last words, nothing more. */
+interface Handle {
+  readonly fd?: number;
+  onread?: (this: unknown, bytes: ArrayBuffer | undefined) => void;
+  /** Only a TLS handle has it: takes bytes as if the socket beneath had read them. */
+  receive?(bytes: Buffer): void;
+}
 
 /**
- * When a write to a socket fails (the peer has closed it, and a reset came back), Node destroys the socket at once,
- * together with what the peer had sent before and nobody has read yet: the very error that says why it closed.
- * This hands those bytes to `heard` first: what Node holds of them, then what the kernel does. Costs nothing until
- * a socket is destroyed with an error. Under TLS only what was already decrypted can be saved.
+ * Calls `hear` with what a peer had said when writing to it failed. A server that refuses what it is being sent says
+ * why and closes, which resets the connection; a write then fails, and Node destroys the socket without a look at what
+ * lies unread in it: the very reason.
  */
-export function saveLastWords(socket: Socket, heard: (bytes: Buffer) => void): void {
-  const destroy = socket._destroy.bind(socket);
-  socket._destroy = (error, callback) => {
-    if (error) {
-      const buffered = socket.read() as Buffer | null;
-      if (buffered) heard(buffered);
-      for (const bytes of unread(socket)) heard(bytes);
+export function hearLastWords(socket: Socket, hear: (bytes: Buffer) => void): void {
+  const destroy = socket.destroy.bind(socket);
+  socket.destroy = (error?: Error) => {
+    if (error && !socket.destroyed) {
+      socket.removeAllListeners('data');
+      for (let bytes: Buffer | null; (bytes = socket.read() as Buffer | null); ) hear(bytes);
+      readKernel(socket, hear);
     }
-    destroy(error, callback);
+    return destroy(error);
   };
 }
 
-/** What the kernel has received and nobody has read. */
-function* unread(socket: Socket): Generator<Buffer> {
-  const fd = (socket as { _handle?: { fd?: number } | null })._handle?.fd;
-  if ('encrypted' in socket || typeof fd !== 'number' || fd < 0) return;
-  let total = 0;
-  while (total < LONGEST_LAST_WORDS) {
-    const bytes = Buffer.allocUnsafe(16 * 1024);
-    let length = 0;
-    try {
-      length = readSync(fd, bytes);
-    } catch {
-      // Nothing more there (EAGAIN), or the reset itself: the words are over.
+function readKernel(socket: Socket, hear: (bytes: Buffer) => void): void {
+  const handle = (socket as { _handle?: Handle | null })._handle;
+  if (typeof handle?.fd !== 'number' || handle.fd < 0) return;
+  try {
+    for (let total = 0; total < MOST_BYTES; ) {
+      const piece = Buffer.allocUnsafe(PIECE);
+      const length = readSync(handle.fd, piece);
+      if (length === 0) return;
+      total += length;
+      if (handle.receive) {
+        handle.onread = (plain) => plain && hear(Buffer.from(plain));
+        handle.receive(piece.subarray(0, length));
+      } else hear(piece.subarray(0, length));
     }
-    if (length === 0) return;
-    total += length;
-    yield bytes.subarray(0, length);
+  } catch {
+    // EAGAIN, ECONNRESET, a TLS record that was cut off: that was all.
   }
 }

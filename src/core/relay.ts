@@ -1,14 +1,29 @@
 import type { Socket } from 'node:net';
 
-import { saveLastWords } from './last-words.ts';
-import { endLingering, type Side } from './socket.ts';
+import { PosternError } from './errors.ts';
+import { hearLastWords } from './last-words.ts';
+import { endLingering, LINGER, type Side } from './socket.ts';
 
-/** How a relay ended: both ends were done, one of them broke off, or Postern ended it. */
-export type RelayEnd = 'done' | 'client-broke' | 'upstream-broke' | 'idle' | 'closed';
+/** How a relay ended: both ends were done, one of them broke off, Postern ended it, or what a connector did in it failed. */
+export type RelayEnd = 'done' | 'client-broke' | 'upstream-broke' | 'idle' | 'closed' | PosternError;
 
 export interface RelayOptions {
   /** Milliseconds without a byte in either direction after which the relay ends; 0: never. */
   readonly idleTimeout: number;
+  readonly watch?: Watch | undefined;
+}
+
+/** Lets a connector see what a client sends, and step into the relay where it must. A relay without one looks at nothing. */
+export interface Watch {
+  /** Sees the client's bytes in order and returns what of them passes now. A few may be kept until more have come. */
+  pass(chunk: Buffer): Buffer;
+  /** What `pass` kept because the connector has to step in before it; asked after each `pass`, which may then start anew. */
+  takeHeld(): Buffer | undefined;
+  /**
+   * The relay is at rest: both sockets are the connector's, and the next byte to read from the client is the first
+   * that was held. The relay goes on when this resolves; when it rejects, the client has been told and the relay ends.
+   */
+  stepIn(): Promise<void>;
 }
 
 /**
@@ -35,6 +50,10 @@ export class Relay {
   #fromUpstream = 0;
   readonly #watches: NodeJS.Timeout[] = [];
   #flush: NodeJS.Timeout | undefined;
+  readonly #watch: Watch | undefined;
+  /** Takes the listeners off that make the bytes flow. */
+  #stopFlow: (() => void)[] = [];
+  #atRest = false;
 
   constructor(client: Socket, upstream: Socket, options: RelayOptions) {
     this.#client = client;
@@ -43,13 +62,16 @@ export class Relay {
     this.done = promise;
     this.#finish = resolve;
 
+    this.#watch = options.watch;
     if (options.idleTimeout > 0) this.#watchSilence(options.idleTimeout, 'idle');
-    saveLastWords(upstream, (bytes) => {
+    client.on('close', () => this.#closed('client'));
+    upstream.on('close', () => this.#closed('upstream'));
+    this.#flow();
+    hearLastWords(upstream, (bytes) => {
+      if (this.#atRest || client.writableEnded) return;
       this.#fromUpstream += bytes.length;
       client.write(bytes);
     });
-    this.#pump(client, upstream, 'client');
-    this.#pump(upstream, client, 'upstream');
   }
 
   /** Bytes read so far from each side. */
@@ -62,20 +84,38 @@ export class Relay {
     this.#stop('closed');
   }
 
-  #pump(from: Socket, to: Socket, side: Side): void {
+  #flow(): void {
+    const watch = this.#watch;
+    const upstream = this.#upstream;
+    this.#pump(
+      'client',
+      watch ? (chunk) => this.#passWatched(watch, chunk) : (chunk) => upstream.write(chunk),
+    );
+    this.#pump('upstream', (chunk) => this.#client.write(chunk));
+  }
+
+  /** `write` returns whether the other end takes more at once. */
+  #pump(side: Side, write: (chunk: Buffer) => boolean): void {
+    const [from, to] = side === 'client' ? [this.#client, this.#upstream] : [this.#upstream, this.#client];
     const drained = () => from.resume();
-    to.on('drain', drained);
-    from.on('data', (chunk: Buffer) => {
+    const data = (chunk: Buffer) => {
       if (side === 'client') this.#fromClient += chunk.length;
       else this.#fromUpstream += chunk.length;
-      if (!to.write(chunk)) from.pause();
-    });
+      if (!write(chunk)) from.pause();
+    };
     const ended = () => {
       to.end();
       if (side === 'upstream' && !this.#client.readableEnded) this.#watchSilence(SERVER_GONE_TIMEOUT, 'done');
     };
+    to.on('drain', drained);
+    from.on('data', data);
     from.on('end', ended);
-    from.on('close', () => this.#closed(side));
+    this.#stopFlow.push(() => {
+      to.off('drain', drained);
+      from.off('data', data);
+      from.off('end', ended);
+      from.pause();
+    });
     // The login used read(); from here on data is pushed.
     from.resume();
     // A client may have half-closed during the login, when nobody listened for it.
@@ -84,8 +124,39 @@ export class Relay {
     if (from.destroyed) this.#closed(side);
   }
 
+  #passWatched(watch: Watch, chunk: Buffer): boolean {
+    const passing = watch.pass(chunk);
+    const more = passing.length === 0 || this.#upstream.write(passing);
+    const held = watch.takeHeld();
+    if (!held) return more;
+    this.#fromClient -= held.length;
+    for (const stop of this.#stopFlow.splice(0)) stop();
+    this.#client.unshift(held);
+    this.#atRest = true;
+    watch.stepIn().then(
+      () => this.#goOn(),
+      (thrown: unknown) => this.#fail(PosternError.from(thrown)),
+    );
+    return false;
+  }
+
+  #goOn(): void {
+    this.#atRest = false;
+    this.#flow();
+  }
+
+  #fail(error: PosternError): void {
+    this.#atRest = false;
+    this.#end ??= error;
+    this.#upstream.destroy();
+    endLingering(this.#client);
+    if (this.#client.destroyed) this.#closed('client');
+    this.#closed('upstream');
+  }
+
   #closed(side: Side): void {
-    if (!this.#open.delete(side)) return;
+    // What the connector does then fails, and it is seen.
+    if (this.#atRest || !this.#open.delete(side)) return;
     const socket = side === 'client' ? this.#client : this.#upstream;
     const orderly = socket.readableEnded && socket.writableFinished;
     if (this.#open.size === 1 && !orderly && this.#end === undefined) this.#broke(side);
@@ -96,19 +167,26 @@ export class Relay {
   }
 
   #broke(side: Side): void {
-    this.#end = side === 'client' ? 'client-broke' : 'upstream-broke';
     if (side === 'client') {
+      this.#end = 'client-broke';
       reset(this.#upstream);
       return;
     }
-    // A server that dies in the middle of its sentence: the client still gets the beginning of it.
-    this.#client.on('data', () => {});
-    this.#client.resume();
-    if (!this.#client.writableEnded) this.#client.end();
-    // A client that is still sending would get a reset, and lose what it has not read yet.
-    this.#client.once('finish', () => endLingering(this.#client));
-    if (this.#client.writableFinished) endLingering(this.#client);
-    this.#flush = setTimeout(() => this.#client.destroy(), FLUSH_TIMEOUT);
+    // To a goodbye a reset is an answer like any other: a server that closes without a look at TLS's close_notify resets.
+    this.#end = this.#client.readableEnded ? 'done' : 'upstream-broke';
+    // A server that dies in the middle of its sentence: the client still gets the beginning of it. A client that is
+    // still sending must be heard out, or closing would be a reset that takes the sentence from it again.
+    const client = this.#client;
+    const cut = (milliseconds: number) => {
+      clearTimeout(this.#flush);
+      this.#flush = setTimeout(() => client.destroy(), milliseconds);
+    };
+    client.on('data', () => {});
+    client.resume();
+    cut(FLUSH_TIMEOUT);
+    client.once('finish', () => cut(LINGER));
+    if (client.writableFinished) cut(LINGER);
+    else if (!client.writableEnded) client.end();
   }
 
   #stop(end: RelayEnd): void {

@@ -7,7 +7,7 @@ import type { Admission } from './admission.ts';
 import type { Credentials } from './credentials.ts';
 import { Deadline } from './deadline.ts';
 import { type ErrorCode, PosternError, reasonOf } from './errors.ts';
-import { Relay, type RelayEnd } from './relay.ts';
+import { Relay, type RelayEnd, type Watch } from './relay.ts';
 
 /** One client connection, and all that a connector may use to serve it. */
 export interface Session {
@@ -42,9 +42,9 @@ export interface Session {
 
   /**
    * Relays until both ends are done and closed. Throws UPSTREAM_CLOSED or CLIENT_CLOSED when one of them broke
-   * off, TIMEOUT when both were silent for too long, SHUTDOWN when Postern ended it.
+   * off, TIMEOUT when both were silent for too long, SHUTDOWN when Postern ended it, and what `watch` failed with.
    */
-  relay(client: Socket, upstream: Socket): Promise<void>;
+  relay(client: Socket, upstream: Socket, watch?: Watch): Promise<void>;
 }
 
 /** What a connector needs to try one login without a client, for `check --connect`. */
@@ -172,10 +172,10 @@ export class ClientSession implements Session {
     }
   }
 
-  async relay(client: Socket, upstream: Socket): Promise<void> {
+  async relay(client: Socket, upstream: Socket, watch?: Watch): Promise<void> {
     this.#clearDeadline();
     this.#loggedIn = performance.now();
-    this.#relay = new Relay(client, upstream, { idleTimeout: this.#service.idleTimeout });
+    this.#relay = new Relay(client, upstream, { idleTimeout: this.#service.idleTimeout, watch });
     if (this.#stopped) this.#relay.close();
     const end = await this.#relay.done;
     if (end !== 'done') throw brokenRelay(end);
@@ -240,6 +240,7 @@ function shutdown(): PosternError {
 }
 
 function brokenRelay(end: Exclude<RelayEnd, 'done'>): PosternError {
+  if (end instanceof PosternError) return end;
   switch (end) {
     case 'client-broke':
       return new PosternError('CLIENT_CLOSED', 'the client broke off the connection');

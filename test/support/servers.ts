@@ -3,6 +3,8 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { type MySqlInfo, type MySqlOptions, type PrivateMySql, startLocalMySql } from './servers/mysql.ts';
+import { type MySqlKind, mysqlAccounts } from './servers/mysql-accounts.ts';
 import type { OpenBao, OpenBaoInfo, PrivateOpenBao } from './servers/openbao.ts';
 import { openBao, startLocalOpenBao, startPrivateOpenBao } from './servers/openbao.ts';
 import { type PgBouncerInfo, startLocalPgBouncer } from './servers/pgbouncer.ts';
@@ -22,6 +24,9 @@ import {
 export { canary } from './servers/canary.ts';
 export type { Certificates, Leaf, ServerCertificate } from './servers/certificates.ts';
 export { certificates } from './servers/certificates.ts';
+export type { MySqlInfo, MySqlOptions, PrivateMySql } from './servers/mysql.ts';
+export { mysqlQuery } from './servers/mysql.ts';
+export { type Account, type MySqlKind, mysqlAccounts } from './servers/mysql-accounts.ts';
 export type { OpenBao, PrivateOpenBao } from './servers/openbao.ts';
 export type { PgBouncerInfo } from './servers/pgbouncer.ts';
 export type { PostgresInfo, PostgresOptions, PrivatePostgres } from './servers/postgres.ts';
@@ -36,13 +41,25 @@ export interface Servers {
   /** No TLS. */
   readonly postgres15: PostgresInfo;
   readonly pgbouncer: PgBouncerInfo;
+  /** TLS, also with client certificates; so do the two MariaDBs. */
+  readonly mysql9: MySqlInfo;
+  readonly mariadb10: MySqlInfo;
+  readonly mariadb11: MySqlInfo;
   readonly openbao: OpenBao;
 }
 
 export type ServerName = keyof Servers;
 
 /** Every server there is, in the order in which it pays to start them. */
-export const serverNames: readonly ServerName[] = ['postgres18', 'openbao', 'postgres15', 'pgbouncer'];
+export const serverNames: readonly ServerName[] = [
+  'mysql9',
+  'postgres18',
+  'openbao',
+  'mariadb10',
+  'mariadb11',
+  'postgres15',
+  'pgbouncer',
+];
 
 interface Source<Info> {
   /** Starts it and records it. */
@@ -68,8 +85,18 @@ const local: { readonly [Name in ServerName]: Source<Servers[Name]> } = {
       return (info as PgBouncerInfo).upstreamPort === port ? (info as PgBouncerInfo) : undefined;
     },
   },
+  mysql9: mysqlSource('mysql9'),
+  mariadb10: mysqlSource('mariadb10'),
+  mariadb11: mysqlSource('mariadb11'),
   openbao: { start: startLocalOpenBao, recall: (info) => openBao(info as OpenBaoInfo) },
 };
+
+function mysqlSource(kind: MySqlKind): Source<MySqlInfo> {
+  return {
+    start: (name) => startLocalMySql(name, { kind }),
+    recall: (info) => info as MySqlInfo,
+  };
+}
 
 const asked = new Map<ServerName, Promise<unknown>>();
 
@@ -107,7 +134,7 @@ async function obtain<Name extends ServerName>(name: Name): Promise<Servers[Name
     if (found) return found;
     await discard(name);
     try {
-      if (await useContainers()) {
+      if (inContainers(name) && (await useContainers())) {
         const { startInContainer } = await import('./servers/docker.ts');
         await startInContainer(name, () => server('postgres18'));
       } else {
@@ -121,6 +148,11 @@ async function obtain<Name extends ServerName>(name: Name): Promise<Servers[Name
       throw error;
     }
   });
+}
+
+/** MySQL and MariaDB are not: their tests need files of the server (its socket, its RSA key), which a container hides. */
+function inContainers(name: ServerName): name is Exclude<ServerName, MySqlKind> {
+  return !(name in mysqlAccounts);
 }
 
 /** With a Docker engine, official images; without, or with POSTERN_TEST_BACKING=local, processes of this machine. */
@@ -174,4 +206,10 @@ export async function startOpenBao(): Promise<PrivateOpenBao> {
 export async function startPostgres(options: PostgresOptions = {}): Promise<PrivatePostgres> {
   const name = privateName('postgres');
   return startLocalPostgres(name, { ...options, owner: mark(process.pid) });
+}
+
+/** A MySQL or MariaDB of this test alone, which it may kill and restart. Stop it in `after`. */
+export async function startMySql(options: MySqlOptions = {}): Promise<PrivateMySql> {
+  const name = privateName(options.kind ?? 'mysql9');
+  return startLocalMySql(name, { ...options, owner: mark(process.pid) });
 }

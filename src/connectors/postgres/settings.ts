@@ -1,39 +1,17 @@
 import * as z from 'zod';
 
-import { duration } from '../../core/duration.ts';
+import { serverShape, type TlsMode, tlsShape } from '../upstream.ts';
 
 /** Authentication methods of a PostgreSQL server, weakest first. `none` is `trust`, `cert` or `peer`: no password is asked for. */
 export const authMethods = ['none', 'password', 'md5', 'scram-sha-256', 'scram-sha-256-plus'] as const;
 export type AuthMethod = (typeof authMethods)[number];
 
-export const tlsModes = ['disable', 'require', 'verify-ca', 'verify-full'] as const;
-export type TlsMode = (typeof tlsModes)[number];
-
 const parameterNames = z.array(z.string().min(1));
 
 function schema(defaults: { tls: TlsMode; allowAuth: ('password' | 'md5')[] }) {
   const tls = z.strictObject({
-    mode: z
-      .enum(tlsModes)
-      .default(defaults.tls)
-      .describe(
-        'disable: no TLS. require: TLS that proves nothing about the server. verify-ca: its certificate comes from a trusted CA. verify-full: and it names this host.',
-      ),
-    ca: z
-      .string()
-      .min(1)
-      .optional()
-      .describe('File with the CA certificates to trust (PEM), instead of the system ones.'),
-    cert: z.string().min(1).optional().describe('File with the client certificate and its chain (PEM).'),
-    key: z.string().min(1).optional().describe('File with the key of the client certificate (PEM).'),
-    serverName: z
-      .string()
-      .min(1)
-      .optional()
-      .describe(
-        'Name to send as SNI and to expect in the certificate, where it is not the host that is dialled.',
-      ),
-    minVersion: z.enum(['TLSv1.2', 'TLSv1.3']).default('TLSv1.2').describe('Oldest TLS version to accept.'),
+    ...tlsShape,
+    mode: tlsShape.mode.default(defaults.tls),
     negotiation: z
       .enum(['postgres', 'direct'])
       .default('postgres')
@@ -66,16 +44,7 @@ function schema(defaults: { tls: TlsMode; allowAuth: ('password' | 'md5')[] }) {
     .refine((value) => !(value.allow && value.deny), { message: 'give either `allow` or `deny`, not both' });
 
   return z.strictObject({
-    host: z
-      .union([z.string().min(1), z.array(z.string().min(1)).min(1)])
-      .optional()
-      .describe(
-        'Host name, address, or folder of a unix socket; a list is tried in order. An entry may carry its own port (`db2:5433`, `[::1]:5433`). May also be a credential.',
-      ),
-    port: z.int().min(1).max(65535).default(5432).describe('TCP port of the server.'),
-    connectTimeout: duration
-      .prefault('5s')
-      .describe('How long one host may take to accept a connection before the next is tried.'),
+    ...serverShape({ socket: 'folder', port: 5432 }),
     tls: tls.prefault({}).describe('TLS towards the server.'),
     minimumAuth: z
       .enum(authMethods)

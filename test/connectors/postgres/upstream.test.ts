@@ -3,7 +3,8 @@ import { readFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import { createSecureContext } from 'node:tls';
 
-import { addressOf } from '../../../src/connectors/postgres/upstream.ts';
+import { customs } from '../../../src/connectors/postgres/upstream.ts';
+import { addressOf } from '../../../src/connectors/upstream.ts';
 import {
   authentication,
   broker,
@@ -189,10 +190,10 @@ describe('the address of a server', () => {
     ['/run/postgresql', { kind: 'unix', path: '/run/postgresql/.s.PGSQL.5432' }],
     ['/run/postgresql/', { kind: 'unix', path: '/run/postgresql/.s.PGSQL.5432' }],
   ] as const)
-    it(`is read from ${host}`, () => assert.deepEqual(addressOf(host, 5432), expected));
+    it(`is read from ${host}`, () => assert.deepEqual(addressOf(host, 5432, customs), expected));
 
   it('has a port that exists', () => {
     for (const host of ['db:0', 'db:65536', '[::1]:99999'])
-      assert.throws(() => addressOf(host, 5432), { code: 'CONFIG_INVALID' });
+      assert.throws(() => addressOf(host, 5432, customs), { code: 'CONFIG_INVALID' });
   });
 });

@@ -1,12 +1,7 @@
-import { createHash } from 'node:crypto';
-import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rename, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { fileURLToPath } from 'node:url';
-import { which } from '../servers/install.ts';
-import { capture, type Output, run, Unavailable } from '../servers/process.ts';
-import { cache, withLock } from '../servers/state.ts';
+import { Unavailable } from '../servers/process.ts';
+import { buildable, buildGo, compileJava, fetchJar, installPython, type Recipe } from './program.ts';
 
 /** Where a client program connects to. */
 export interface Target {
@@ -46,59 +41,35 @@ export interface Driver {
   readonly prepare: () => Promise<void>;
 }
 
-const sources = fileURLToPath(new URL('../../e2e/clients/', import.meta.url));
-
-interface Recipe {
-  readonly name: string;
+interface PostgresRecipe extends Recipe {
   readonly unixSockets: boolean;
-  /** Files that decide what is built. */
-  readonly files: readonly string[];
-  /** Builds into an empty folder, which is then moved to its place in the cache. */
-  readonly build: (source: string, folder: string) => Promise<unknown>;
-  readonly command: (source: string, folder: string) => readonly [string, ...string[]];
 }
 
 const pgjdbc = '42.7.13';
-const mavenCopy = 'org.apache.maven.plugins:maven-dependency-plugin:3.8.1';
 
-const recipes: readonly Recipe[] = [
+const recipes: readonly PostgresRecipe[] = [
   {
     name: 'psycopg',
     unixSockets: true,
     files: ['requirements.txt'],
-    build: async (source, folder) => {
-      const python = await need('python3', 'Python 3 with pip');
-      const requirements = join(source, 'requirements.txt');
-      const pip = ['-m', 'pip', 'install', '-q', '--only-binary=:all:', '--target', folder];
-      await run(python, [...pip, '-r', requirements], { timeout: 300_000 });
-    },
+    build: installPython,
     command: (source, folder) => ['env', `PYTHONPATH=${folder}`, 'python3', join(source, 'client.py')],
   },
   {
     name: 'pgx',
     unixSockets: true,
     files: ['go.mod', 'go.sum', 'main.go'],
-    build: async (source, folder) => {
-      const go = await need('go', 'Go');
-      await run(go, ['build', '-trimpath', '-buildvcs=false', '-o', join(folder, 'pgx'), '.'], {
-        cwd: source,
-        timeout: 600_000,
-      });
-    },
+    build: (source, folder) => buildGo(source, join(folder, 'pgx')),
     command: (_, folder) => [join(folder, 'pgx')],
   },
   {
     name: 'pgjdbc',
+    version: pgjdbc,
     unixSockets: false,
     files: ['Client.java'],
     build: async (source, folder) => {
-      const javac = await need('javac', 'a JDK, 17 or later');
-      const maven = await need('mvn', 'Maven');
-      const jar = `org.postgresql:postgresql:${pgjdbc}`;
-      const copy = [`${mavenCopy}:copy`, `-Dartifact=${jar}`, `-DoutputDirectory=${folder}`];
-      await run(maven, ['--batch-mode', '--quiet', ...copy], { cwd: folder, timeout: 600_000 });
-      const classPath = join(folder, `postgresql-${pgjdbc}.jar`);
-      await run(javac, ['-encoding', 'UTF-8', '-cp', classPath, '-d', folder, join(source, 'Client.java')]);
+      await fetchJar(`org.postgresql:postgresql:${pgjdbc}`, folder);
+      await compileJava(join(source, 'Client.java'), folder, join(folder, `postgresql-${pgjdbc}.jar`));
     },
     command: (_, folder) => {
       const classPath = `${folder}:${join(folder, `postgresql-${pgjdbc}.jar`)}`;
@@ -107,76 +78,31 @@ const recipes: readonly Recipe[] = [
   },
 ];
 
-async function need(program: string, advice: string): Promise<string> {
-  const path = await which(program);
-  if (!path) throw new Unavailable(`install ${advice}`);
-  return path;
-}
-
-function driver(recipe: Recipe): Driver {
-  const source = join(sources, recipe.name);
-  let built: Promise<string> | undefined;
-  const folder = () => (built ??= build(recipe, source));
+function driver(recipe: PostgresRecipe): Driver {
+  const program = buildable(recipe);
   return {
     name: recipe.name,
     unixSockets: recipe.unixSockets,
-    prepare: async () => {
-      await folder();
-    },
+    prepare: program.prepare,
     ask: async (action, target) => {
       const { host, port, user, database, sslmode = 'disable' } = target;
-      const [command, ...args] = recipe.command(source, await folder());
-      const output = await capture(command, [...args, action, host, String(port), user, database, sslmode], {
-        timeout: 60_000,
-        // Nothing of the developer's own: no ~/.pgpass, no PG* variables.
-        env: {
-          PATH: process.env['PATH'],
-          HOME: '/nonexistent',
-          ...(target.password === undefined ? {} : { PGPASSWORD: target.password }),
-          ...(target.rootCert === undefined ? {} : { PGSSLROOTCERT: target.rootCert }),
-        },
+      const answer = await program.ask([action, host, String(port), user, database, sslmode], {
+        ...(target.password === undefined ? {} : { PGPASSWORD: target.password }),
+        ...(target.rootCert === undefined ? {} : { PGSSLROOTCERT: target.rootCert }),
       });
-      return parse(recipe.name, action, output);
+      return answer as Answers[typeof action];
     },
   };
-}
-
-function parse<Action extends keyof Answers>(name: string, action: Action, output: Output): Answers[Action] {
-  const line = output.stdout.trim();
-  if (output.code !== 0 || !line.startsWith('{')) {
-    throw new Error(`${name} ${action} ended with ${output.code}: ${output.stderr.trim().slice(-2000)}`);
-  }
-  return JSON.parse(line) as Answers[Action];
-}
-
-async function build(recipe: Recipe, source: string): Promise<string> {
-  const hash = createHash('sha256').update(pgjdbc);
-  for (const file of recipe.files) hash.update(await readFile(join(source, file)));
-  const folder = join(await cache('clients'), `${recipe.name}-${hash.digest('hex').slice(0, 12)}`);
-  if (existsSync(folder)) return folder;
-  return withLock(`build-${recipe.name}`, async () => {
-    if (existsSync(folder)) return folder;
-    const draft = await mkdtemp(join(dirname(folder), 'build-'));
-    try {
-      await recipe.build(source, draft);
-      await rename(draft, folder);
-      return folder;
-    } catch (error) {
-      if (error instanceof Unavailable) throw error;
-      throw new Unavailable(`${recipe.name} could not be built: ${(error as Error).message}`, {
-        cause: error,
-      });
-    } finally {
-      await rm(draft, { recursive: true, force: true });
-    }
-  });
 }
 
 /** Every driver there is. */
 export const drivers: readonly Driver[] = recipes.map(driver);
 
 /** Whether the driver can be used; if not, the test is marked as skipped with the reason (in CI: it fails). */
-export async function withDriver(t: TestContext, { prepare, name }: Driver): Promise<boolean> {
+export async function withDriver(
+  t: TestContext,
+  { prepare, name }: Pick<Driver, 'prepare' | 'name'>,
+): Promise<boolean> {
   try {
     await prepare();
     return true;
