@@ -37,6 +37,8 @@ export class CredentialSource implements Disposable {
   readonly #derived = new DerivedKeys();
   #flights = 0;
   #flight: Flight<Fetched> | undefined;
+  /** The credentials that were rejected last, and how many flights there had been then. */
+  #rejected: { readonly fingerprint: Buffer; readonly flights: number } | undefined;
 
   constructor(
     references: ReadonlyMap<string, SourceReference>,
@@ -60,8 +62,6 @@ export class CredentialSource implements Disposable {
   ): Promise<T> {
     let rejected: { readonly error: PosternError; readonly fingerprint: Buffer };
     const flight = this.#flight ?? this.#takeOff();
-    // What a flight brings that takes off from now on is not older than the credentials that may be rejected.
-    const next = this.#flights + 1;
     {
       using loan = await this.#board(flight, signal);
       const { credentials, fingerprint, versions } = loan.answer;
@@ -73,8 +73,7 @@ export class CredentialSource implements Disposable {
         rejected = { error, fingerprint };
       }
     }
-    const later = this.#flight && this.#flight.number >= next ? this.#flight : this.#takeOff();
-    using loan = await this.#board(later, signal);
+    using loan = await this.#board(this.#flightAfterRejection(rejected.fingerprint), signal);
     const { credentials, fingerprint, versions } = loan.answer;
     if (timingSafeEqual(fingerprint, rejected.fingerprint)) throw rejected.error;
     onFetched(versions);
@@ -83,6 +82,17 @@ export class CredentialSource implements Disposable {
 
   [Symbol.dispose](): void {
     this.#derived.wipe();
+  }
+
+  /**
+   * A flight that took off after these credentials were rejected for the first time: one before that may bring the
+   * same again. All who are rejected with them share it, so that a storm of rejections is no storm of questions.
+   */
+  #flightAfterRejection(fingerprint: Buffer): Flight<Fetched> {
+    if (!this.#rejected?.fingerprint.equals(fingerprint))
+      this.#rejected = { fingerprint, flights: this.#flights };
+    const { flights } = this.#rejected;
+    return this.#flight && this.#flight.number > flights ? this.#flight : this.#takeOff();
   }
 
   #takeOff(): Flight<Fetched> {
@@ -112,25 +122,25 @@ export class CredentialSource implements Disposable {
     }
   }
 
-  /** Asks every provider once, all at the same time; on failure what the others answered is wiped. */
+  /** Asks every provider once, all at the same time. The first failure ends the others and wipes what they brought. */
   async #fetch(signal: AbortSignal): Promise<Fetched> {
     const byProvider = Map.groupBy(this.#references, ([, { provider }]) => provider);
+    const failed = new AbortController();
     const answers = await Promise.allSettled(
-      [...byProvider].map(async ([provider, entries]) => ({
-        provider,
-        entries,
-        grant: await this.#ask(
-          provider,
-          entries.map(([, { get }]) => get),
-          signal,
-        ),
-      })),
+      [...byProvider].map(async ([provider, entries]) => {
+        const references = entries.map(([, { get }]) => get);
+        try {
+          return { provider, entries, grant: await this.#ask(provider, references, signal, failed.signal) };
+        } catch (error) {
+          failed.abort(error);
+          throw error;
+        }
+      }),
     );
     const granted = answers.flatMap((answer) => (answer.status === 'fulfilled' ? [answer.value] : []));
-    const failed = answers.find((answer) => answer.status === 'rejected');
-    if (failed) {
+    if (failed.signal.aborted) {
       for (const { grant } of granted) for (const secret of grant.secrets) secret.wipe();
-      throw failed.reason;
+      throw failed.signal.reason;
     }
 
     const secrets = new Map<string, Secret>();
@@ -149,12 +159,19 @@ export class CredentialSource implements Disposable {
     return { credentials, fingerprint, versions, [Symbol.dispose]: () => credentials[Symbol.dispose]() };
   }
 
-  async #ask(name: string, references: readonly string[], signal: AbortSignal): Promise<Grant> {
+  /** `pointless` aborts when another provider has failed: then the answer is of no use, and its lack no failure. */
+  async #ask(
+    name: string,
+    references: readonly string[],
+    signal: AbortSignal,
+    pointless: AbortSignal,
+  ): Promise<Grant> {
     const started = performance.now();
-    const told = (outcome: 'ok' | PosternError['code']) =>
-      this.#observe(name, outcome, (performance.now() - started) / 1000);
+    const told = (outcome: 'ok' | PosternError['code']) => {
+      if (!pointless.aborted) this.#observe(name, outcome, (performance.now() - started) / 1000);
+    };
     try {
-      const grant = await this.#provider(name).fetch(references, signal);
+      const grant = await this.#provider(name).fetch(references, AbortSignal.any([signal, pointless]));
       told('ok');
       return grant;
     } catch (thrown) {

@@ -1,29 +1,290 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { describe, it } from 'node:test';
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { describe, it, type TestContext } from 'node:test';
 
-import { sql } from '../support/servers.ts';
-import { ask, keep, perform, stage, towards } from './stage.ts';
+import type { Postern } from '../support/postern.ts';
+import { type OpenBao, type PostgresInfo, sql } from '../support/servers.ts';
+import { application, ask, eventually, keep, perform, refused, stage, towards } from './stage.ts';
 
-describe('a password that is rotated', () => {
-  it('is not noticed by who connects after both the server and the store have the new one', async (t) => {
+const ROTATIONS = 100;
+const APPLICATIONS = 4;
+
+let roles = 0;
+
+/** A role of this test alone, with every password it ever had. */
+class Role {
+  readonly name: string;
+  readonly passwords: string[] = [];
+  readonly #postgres: PostgresInfo;
+
+  private constructor(name: string, postgres: PostgresInfo) {
+    this.name = name;
+    this.#postgres = postgres;
+  }
+
+  static async create(t: TestContext, postgres: PostgresInfo): Promise<Role> {
+    roles += 1;
+    const role = new Role(`rotated_${process.pid}_${roles}`, postgres);
+    await sql(postgres, `create role ${role.name} login`);
+    t.after(() => sql(postgres, `drop role ${role.name}`));
+    await role.set(role.next());
+    return role;
+  }
+
+  /** The password to be. */
+  next(): string {
+    const password = `s3cr3t-${randomUUID()}`;
+    this.passwords.push(password);
+    return password;
+  }
+
+  async set(password: string): Promise<void> {
+    await sql(this.#postgres, `alter role ${this.name} password '${password}'`);
+  }
+
+  /** The login as the store should have it. */
+  get login(): { username: string; password: string } {
+    return { username: this.name, password: this.passwords.at(-1) ?? '' };
+  }
+}
+
+/** Fails when any of their passwords was printed. */
+function assertUnseen(postern: Postern, ...seen: readonly Role[]): void {
+  for (const password of seen.flatMap(({ passwords }) => passwords))
+    assert.ok(!postern.output.includes(password), 'a password is in the output');
+}
+
+/** A role in the server and in the store, and the program that logs in with it. */
+async function scene(t: TestContext) {
+  const servers = await stage(t);
+  if (!servers) return undefined;
+  const { openbao, postgres18 } = servers;
+  const role = await Role.create(t, postgres18);
+  const { path, references } = await keep(openbao, role.login);
+  const postern = await perform(openbao, {
+    db: { credentials: references, config: towards(postgres18) },
+  });
+  const store = (login: Role['login']) => write(openbao, path, login);
+  return { postern, port: postern.port('db'), postgres18, openbao, role, store, references };
+}
+
+async function write(bao: OpenBao, path: string, login: Role['login']): Promise<void> {
+  await bao.write(path, { data: login });
+}
+
+interface Attempt {
+  readonly started: number;
+  readonly ended: number;
+  /** SQLSTATE, or undefined for one that was served. */
+  readonly failure: string | undefined;
+}
+
+/** Applications that connect, ask one thing and leave, all the time, until they are told to stop. */
+class Crowd {
+  readonly attempts: Attempt[] = [];
+  #stopped = false;
+  readonly #done: Promise<unknown>;
+
+  constructor(port: number) {
+    this.#done = Promise.all(Array.from({ length: APPLICATIONS }, () => this.#run(port)));
+  }
+
+  /** Waits until as many connections as there are applications have come and gone. */
+  async another(): Promise<void> {
+    const enough = this.attempts.length + APPLICATIONS;
+    await eventually('applications to connect', () => this.attempts.length >= enough);
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await this.#done;
+  }
+
+  async #run(port: number): Promise<void> {
+    while (!this.#stopped) {
+      const started = performance.now();
+      let failure: string | undefined;
+      try {
+        await ask(port, 'select 1');
+      } catch (error) {
+        failure = String((error as { code?: unknown }).code);
+      }
+      this.attempts.push({ started, ended: performance.now(), failure });
+    }
+  }
+}
+
+/** Hands connections on to a server, as soon as it is told to. */
+class Gate implements AsyncDisposable {
+  readonly #server = createServer({ allowHalfOpen: true });
+  readonly #sockets: Socket[] = [];
+  readonly #open = Promise.withResolvers<void>();
+  waiting = 0;
+
+  static async before(port: number): Promise<Gate> {
+    const gate = new Gate();
+    gate.#server.on('connection', (near) => void gate.#pass(near, port));
+    await once(gate.#server.listen(0, '127.0.0.1'), 'listening');
+    return gate;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  open(): void {
+    this.#open.resolve();
+  }
+
+  async #pass(near: Socket, port: number): Promise<void> {
+    this.waiting += 1;
+    this.#sockets.push(near);
+    near.on('error', () => {});
+    await this.#open.promise;
+    const far = connect({ host: '127.0.0.1', port, allowHalfOpen: true });
+    this.#sockets.push(far);
+    far.on('error', () => near.destroy());
+    near.pipe(far).pipe(near);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.#sockets) socket.destroy();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+}
+
+describe('a rotation', { timeout: 180_000 }, () => {
+  it('is not noticed by who connects after both the server and the store have the new password', async (t) => {
+    const at = await scene(t);
+    if (!at) return;
+    const { postern, port, role, store } = at;
+    await using running = postern;
+    for (let turn = 0; turn < ROTATIONS; turn++) {
+      const password = role.next();
+      const changes = [() => role.set(password), () => store(role.login)];
+      for (const change of turn % 2 === 0 ? changes : changes.toReversed()) await change();
+      assert.deepEqual(await ask(port, 'select session_user as who'), { who: role.name });
+    }
+    assertUnseen(running, role);
+  });
+
+  it('is not noticed at all when two roles take turns, as the store then changes in one step', async (t) => {
     const servers = await stage(t);
     if (!servers) return;
     const { openbao, postgres18 } = servers;
-    const role = `rotated_${process.pid}`;
-    await sql(postgres18, `create role ${role} login`);
-    t.after(() => sql(postgres18, `drop role ${role}`));
-    const { path, references } = await keep(openbao, { username: role, password: 'none yet' });
+    const [blue, green] = [await Role.create(t, postgres18), await Role.create(t, postgres18)];
+    const { path, references } = await keep(openbao, blue.login);
     await using postern = await perform(openbao, {
       db: { credentials: references, config: towards(postgres18) },
     });
-    for (let turn = 0; turn < 100; turn++) {
-      const password = randomUUID();
-      const inServer = () => sql(postgres18, `alter role ${role} password '${password}'`);
-      const inStore = () => openbao.write(path, { data: { username: role, password } });
-      for (const change of turn % 2 === 0 ? [inServer, inStore] : [inStore, inServer]) await change();
-      assert.equal((await ask(postern.port('db'), 'select session_user as who'))['who'], role);
-      assert.ok(!postern.output.includes(password), 'the password is in the output');
+    const crowd = new Crowd(postern.port('db'));
+    for (let turn = 0; turn < ROTATIONS; turn++) {
+      const idle = turn % 2 === 0 ? green : blue;
+      await idle.set(idle.next());
+      await write(openbao, path, idle.login);
+      await crowd.another();
     }
+    await crowd.stop();
+    assert.deepEqual(
+      crowd.attempts.filter(({ failure }) => failure !== undefined),
+      [],
+    );
+    t.diagnostic(`${ROTATIONS} rotations, ${crowd.attempts.length} connections, 0 failures`);
+    assertUnseen(postern, blue, green);
+  });
+
+  for (const [order, serverFirst] of [
+    ['the server first, then the store', true],
+    ['the store first, then the server', false],
+  ] as const)
+    it(`of one role fails nobody who does not come while server and store disagree (${order})`, async (t) => {
+      const at = await scene(t);
+      if (!at) return;
+      const { postern, port, role, store } = at;
+      await using running = postern;
+      const crowd = new Crowd(port);
+      const disagreements: { from: number; to: number }[] = [];
+      for (let turn = 0; turn < ROTATIONS / 2; turn++) {
+        const password = role.next();
+        const changes = [() => role.set(password), () => store(role.login)];
+        await crowd.another();
+        const from = performance.now();
+        for (const change of serverFirst ? changes : changes.toReversed()) await change();
+        disagreements.push({ from, to: performance.now() });
+      }
+      await crowd.another();
+      await crowd.stop();
+
+      const failed = crowd.attempts.filter(({ failure }) => failure !== undefined);
+      const during = failed.filter(({ started, ended }) =>
+        disagreements.some(({ from, to }) => started < to && ended > from),
+      );
+      t.diagnostic(
+        `${ROTATIONS / 2} rotations, ${crowd.attempts.length} connections, ${failed.length} refused, all while server and store disagreed (${Math.round(disagreements.reduce((sum, { from, to }) => sum + to - from, 0))} ms in all)`,
+      );
+      assert.deepEqual(
+        failed.filter((attempt) => !during.includes(attempt)),
+        [],
+      );
+      assert.ok(
+        failed.every(({ failure }) => failure === '28000'),
+        'refused with another code',
+      );
+      assertUnseen(running, role);
+    });
+
+  it('between the fetch of the password and the login is mended by one more fetch', async (t) => {
+    const at = await scene(t);
+    if (!at) return;
+    const { openbao, postgres18, role, store, references } = at;
+    await at.postern.stop();
+    await using gate = await Gate.before(postgres18.port);
+    await using postern = await perform(openbao, {
+      db: { credentials: references, config: { ...towards(postgres18), port: gate.port } },
+    });
+    const asking = ask(postern.port('db'), 'select session_user as who');
+    await eventually('Postern to dial', () => gate.waiting === 1);
+    await role.set(role.next());
+    await store(role.login);
+    gate.open();
+    assert.deepEqual(await asking, { who: role.name });
+    const asked = { provider: 'bao', outcome: 'ok' };
+    assert.equal(await postern.metric('postern_provider_requests_total', asked), 2);
+    const line = await postern.logged(({ msg }) => msg === 'session ended');
+    assert.equal(line['credential'], 'bao@2');
+    assertUnseen(postern, role);
+  });
+
+  it('leaves sessions alone that are already there', async (t) => {
+    const at = await scene(t);
+    if (!at) return;
+    const { postern, port, role, store } = at;
+    await using running = postern;
+    const client = await application(port);
+    await role.set(role.next());
+    await store(role.login);
+    assert.deepEqual(await ask(port, 'select session_user as who'), { who: role.name });
+    assert.equal((await client.query('select 1')).rowCount, 1);
+    await client.end();
+    assertUnseen(running, role);
+  });
+
+  it('that reached only the server refuses a storm with few questions to the store, and heals by itself', async (t) => {
+    const at = await scene(t);
+    if (!at) return;
+    const { postern, port, role, store } = at;
+    await using running = postern;
+    await role.set(role.next());
+    const storm = await Promise.all(Array.from({ length: 40 }, () => refused(port)));
+    assert.deepEqual([...new Set(storm.map(({ code }) => code))], ['28000']);
+    const asked = { provider: 'bao', outcome: 'ok' };
+    const questions = await running.metric('postern_provider_requests_total', asked);
+    t.diagnostic(`40 rejected at once: ${questions} questions to the store`);
+    assert.ok(questions <= 40, `${questions} questions to the store`);
+    await store(role.login);
+    await Promise.all(Array.from({ length: 40 }, () => ask(port, 'select 1')));
+    assertUnseen(running, role);
   });
 });

@@ -106,15 +106,30 @@ describe('derived keys', () => {
     assert.deepEqual(copies, []);
   });
 
-  it('are kept once when two logins compute the same at the same time', async () => {
+  it('are computed once for all logins that need them at the same time, each with a copy of its own', async () => {
     const keys = new DerivedKeys();
-    const both = [Promise.withResolvers<Buffer>(), Promise.withResolvers<Buffer>()] as const;
-    const asked = both.map(({ promise }) => keys.get(monday, 'a', () => promise));
-    const copies = await watchingCopies(async () => {
-      for (const { resolve } of both) resolve(Buffer.from('monday/a'));
-      await Promise.all(asked);
-    });
-    assert.equal(copies.length, 1, 'a second copy would be forgotten unwiped');
+    const { promise, resolve } = Promise.withResolvers<Buffer>();
+    let computations = 0;
+    const compute = () => {
+      computations += 1;
+      return promise;
+    };
+    const asked = Array.from({ length: 50 }, () => keys.get(monday, 'a', compute));
+    resolve(Buffer.from('monday/a'));
+    const got = await Promise.all(asked);
+    assert.equal(computations, 1);
+    got[0]?.fill(0);
+    for (const key of got.slice(1)) assert.equal(key.toString(), 'monday/a');
+  });
+
+  it('of a computation that fails are computed by the next of those who waited', async () => {
+    const keys = new DerivedKeys();
+    const first = Promise.withResolvers<Buffer>();
+    const failing = keys.get(monday, 'a', () => first.promise);
+    const waiting = keys.get(monday, 'a', () => Promise.resolve(Buffer.from('monday/a')));
+    first.reject(new Error('no entropy'));
+    await assert.rejects(failing, /no entropy/);
+    assert.equal((await waiting).toString(), 'monday/a');
   });
 
   it('of a computation that fails are not kept: the next login tries again', async () => {

@@ -475,3 +475,54 @@ describe('keys derived from a loan', () => {
     assert.deepEqual(computed, ['a', 'a']);
   });
 });
+
+describe('credentials that are rotated while others ask', () => {
+  it('are fetched anew for a rejected login, although a question from before the rotation is still under way', async () => {
+    const slow = Promise.withResolvers<void>();
+    let stored = 'old';
+    const provider = new FakeProvider(async () => {
+      const seen = stored;
+      if (provider.asked.length === 2) await slow.promise;
+      return [seen];
+    });
+    const source = sourceOf({ password: 'vault:db#password' }, { vault: provider });
+    const gate = Promise.withResolvers<void>();
+    const logIn = async (credentials: Credentials) => {
+      const password = credentials.text('password');
+      await gate.promise;
+      if (password !== stored) throw rejected();
+      return 'logged in';
+    };
+    const first = source.lend(logIn, patient);
+    await new Promise(setImmediate);
+    const second = source.lend(logIn, patient);
+    await new Promise(setImmediate);
+    stored = 'new';
+    gate.resolve();
+    await new Promise(setImmediate);
+    slow.resolve();
+    assert.deepEqual(await Promise.all([first, second]), ['logged in', 'logged in']);
+    assert.ok(provider.allWiped);
+  });
+
+  it('are not waited for where another provider has failed already, and that one is not counted as failed', async () => {
+    const told: string[] = [];
+    const hangs = new FakeProvider(
+      (_references, signal) =>
+        new Promise((_resolve, reject) => {
+          signal.addEventListener('abort', () => reject(signal.reason as Error));
+        }),
+    );
+    const fails = new FakeProvider(() => Promise.reject(new PosternError('PROVIDER_FAILED', 'not set')));
+    const source = sourceOf(
+      { username: 'env:USER', password: 'vault:db' },
+      { vault: hangs, env: fails },
+      (name) => told.push(name),
+    );
+    await assert.rejects(
+      source.lend(() => Promise.resolve(), patient),
+      { code: 'PROVIDER_FAILED', message: 'not set' },
+    );
+    assert.deepEqual(told, ['env']);
+  });
+});
