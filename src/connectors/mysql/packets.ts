@@ -252,8 +252,9 @@ export function encodeSslRequest({
 }
 
 /**
- * Writes a HandshakeResponse41 with the fields that its flags announce. Holds a copy of `authData`, so the caller wipes it.
- * Throws UPSTREAM_PROTOCOL when the flags leave no room for that much.
+ * Writes a HandshakeResponse41 with the fields that its flags announce; they have SECURE_CONNECTION, as every server that is
+ * spoken to does. Holds a copy of `authData`, so the caller wipes it. Throws UPSTREAM_PROTOCOL when the flags leave no room
+ * for that much.
  */
 export function encodeHandshakeResponse(response: HandshakeResponse): Buffer {
   const { flags } = response.capabilities;
@@ -531,7 +532,10 @@ export function decodeChangeUser(payload: Buffer, flags: number): ChangeUser {
   return { user, authData, database: database === '' ? undefined : database, collation, plugin, attributes };
 }
 
-/** Writes a COM_CHANGE_USER for a session with these flags. Throws UPSTREAM_PROTOCOL when `authData` is longer than 255 bytes. */
+/**
+ * Writes a COM_CHANGE_USER for a session with these flags, SECURE_CONNECTION among them. Throws UPSTREAM_PROTOCOL when
+ * `authData` is longer than 255 bytes.
+ */
 export function encodeChangeUser(change: ChangeUser, flags: number): Buffer {
   const { user, authData, database = '', collation, plugin = '', attributes } = change;
   const head = [uint(1, COM_CHANGE_USER), cstring(user), shortLength(authData), authData, cstring(database)];

@@ -10,6 +10,7 @@ import {
   type MySqlAnswers,
   type MySqlDriver,
   type MySqlTarget,
+  type Refusal,
   slowQuery,
 } from './mysql-driver.ts';
 
@@ -85,7 +86,7 @@ type Ask = (args: readonly string[], options?: CliOptions) => Promise<string>;
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest('hex');
 
-function failure({ stderr }: Output): { code: number | null; sqlstate: string | null; message: string } {
+function failure({ stderr }: Output): Refusal {
   const [, code, sqlstate, message] = /^ERROR (\d+) \((\w+)\).*?: ([^]*)$/m.exec(stderr) ?? [];
   return {
     code: code ? Number(code) : null,
@@ -173,10 +174,21 @@ const actions: {
     return { rows: 0, code, message };
   },
   error: async (_, kind, target) => {
-    const output = await mysqlCli(kind, target, ['-e', 'select 1']);
-    return output.code === 0 ? { code: null, sqlstate: null, message: null } : failure(output);
+    const { user: __, ...refusal } = await tryLogin(kind, target);
+    return refusal;
+  },
+  logins: async (_, kind, target) => {
+    const results: Awaited<ReturnType<typeof tryLogin>>[] = [];
+    for (const port of target.ports ?? []) results.push(await tryLogin(kind, { ...target, port }));
+    return { results };
   },
 };
+
+async function tryLogin(kind: MySqlKind, target: MySqlTarget): Promise<{ user: string | null } & Refusal> {
+  const output = await mysqlCli(kind, target, ['-e', 'select current_user()']);
+  if (output.code !== 0) return { user: null, ...failure(output) };
+  return { user: output.stdout.trim(), code: null, sqlstate: null, message: null };
+}
 
 /** MySQL 9.7's own client has a command for COM_RESET_CONNECTION, and obeys its commands when it is told to. */
 const reset = async (ask: Ask): Promise<MySqlAnswers['reset']> => {

@@ -5,6 +5,8 @@ export interface MySqlTarget {
   /** A name, an address, or the path of a unix socket. */
   readonly host: string;
   readonly port: number;
+  /** For `logins`, instead of `port`. */
+  readonly ports?: readonly number[];
   readonly user: string;
   readonly database: string;
   /** Default `disable`. */
@@ -41,11 +43,16 @@ export interface MySqlAnswers {
     readonly code: number | null;
     readonly message: string | null;
   };
-  readonly error: {
-    readonly code: number | null;
-    readonly sqlstate: string | null;
-    readonly message: string | null;
-  };
+  readonly error: Refusal;
+  /** One of each port, in their order: who it was let in as, or why not. */
+  readonly logins: { readonly results: readonly ({ readonly user: string | null } & Refusal)[] };
+}
+
+/** What a driver tells of an error; all null when there was none. */
+export interface Refusal {
+  readonly code: number | null;
+  readonly sqlstate: string | null;
+  readonly message: string | null;
 }
 
 export type MySqlAction = keyof MySqlAnswers;

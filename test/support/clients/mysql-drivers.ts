@@ -19,6 +19,7 @@ const everything: readonly MySqlAction[] = [
   'big',
   'load-local',
   'error',
+  'logins',
 ];
 
 function jdbc(
@@ -84,8 +85,18 @@ function program(recipe: MySqlRecipe): MySqlDriver {
     actions: (kind) => everything.filter((action) => !recipe.lacks(action, kind)),
     prepare,
     ask: async (action, target) => {
-      const { host, port, user, database, sslmode = 'disable', password, rootCert, localFile } = target;
-      const answer = await ask([action, host, String(port), user, database, sslmode], {
+      const {
+        host,
+        port,
+        ports = [port],
+        user,
+        database,
+        sslmode = 'disable',
+        password,
+        rootCert,
+        localFile,
+      } = target;
+      const answer = await ask([action, host, ports.join(','), user, database, sslmode], {
         ...(password === undefined ? {} : { MYSQL_PWD: password }),
         ...(rootCert === undefined ? {} : { MYSQL_SSL_CA: rootCert }),
         ...(localFile === undefined ? {} : { MYSQL_LOCAL_FILE: localFile }),

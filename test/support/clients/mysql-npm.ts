@@ -12,6 +12,7 @@ import {
   type MySqlAnswers,
   type MySqlDriver,
   type MySqlTarget,
+  type Refusal,
   slowQuery,
 } from './mysql-driver.ts';
 
@@ -198,15 +199,27 @@ const actions: {
       return { rows: Number(row?.['loaded']), code: null, message: null };
     }),
   error: async (connect, target) => {
-    try {
-      await (await connect(target)).end();
-      return { code: null, sqlstate: null, message: null };
-    } catch (error) {
-      const { errno, sqlState, message } = error as Failure;
-      return { code: errno ?? null, sqlstate: sqlState?.replace('#', '') ?? null, message };
-    }
+    const { user: _, ...refusal } = await tryLogin(connect, target);
+    return refusal;
+  },
+  logins: async (connect, target) => {
+    const results: Awaited<ReturnType<typeof tryLogin>>[] = [];
+    for (const port of target.ports ?? []) results.push(await tryLogin(connect, { ...target, port }));
+    return { results };
   },
 };
+
+async function tryLogin(connect: Connect, target: MySqlTarget): Promise<{ user: string | null } & Refusal> {
+  try {
+    return await using(connect, target, async (connection) => {
+      const [row] = await connection.rows('select current_user() as user');
+      return { user: String(row?.['user']), code: null, sqlstate: null, message: null };
+    });
+  } catch (error) {
+    const { errno, sqlState, message } = error as Failure;
+    return { user: null, code: errno ?? null, sqlstate: sqlState?.replace('#', '') ?? null, message };
+  }
+}
 
 async function using<T>(
   connect: Connect,

@@ -32,7 +32,7 @@ func main() {
 	defer cancel()
 	actions := map[string]func(context.Context) (answer, error){
 		"select": doSelect, "kill-query": doKill, "multi-statements": doMulti,
-		"big": doBig, "load-local": doLoad, "error": doError,
+		"big": doBig, "load-local": doLoad, "error": doError, "logins": doLogins,
 	}
 	action, known := actions[os.Args[1]]
 	if !known {
@@ -52,9 +52,9 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-func open() (*sql.DB, error) {
+func open(port string) (*sql.DB, error) {
 	config := mysql.NewConfig()
-	config.Net, config.Addr = "tcp", os.Args[2]+":"+os.Args[3]
+	config.Net, config.Addr = "tcp", os.Args[2]+":"+port
 	if strings.HasPrefix(os.Args[2], "/") {
 		config.Net, config.Addr = "unix", os.Args[2]
 	}
@@ -88,7 +88,11 @@ func open() (*sql.DB, error) {
 }
 
 func connect(ctx context.Context) (*sql.Conn, error) {
-	db, err := open()
+	return connectTo(ctx, os.Args[3])
+}
+
+func connectTo(ctx context.Context, port string) (*sql.Conn, error) {
+	db, err := open(port)
 	if err != nil {
 		return nil, err
 	}
@@ -220,12 +224,33 @@ func doLoad(ctx context.Context) (answer, error) {
 }
 
 func doError(ctx context.Context) (answer, error) {
-	conn, err := connect(ctx)
+	result := tryLogin(ctx, os.Args[3])
+	delete(result, "user")
+	return result, nil
+}
+
+func doLogins(ctx context.Context) (answer, error) {
+	results := []answer{}
+	for _, port := range strings.Split(os.Args[3], ",") {
+		results = append(results, tryLogin(ctx, port))
+	}
+	return answer{"results": results}, nil
+}
+
+func tryLogin(ctx context.Context, port string) answer {
+	var user any
+	conn, err := connectTo(ctx, port)
 	if err == nil {
-		return answer{"code": nil, "sqlstate": nil, "message": nil}, conn.Close()
+		defer conn.Close()
+		var name string
+		err = conn.QueryRowContext(ctx, "select current_user()").Scan(&name)
+		user = name
+	}
+	if err != nil {
+		user = nil
 	}
 	code, sqlstate, message := reason(err)
-	return answer{"code": code, "sqlstate": sqlstate, "message": message}, nil
+	return answer{"user": user, "code": code, "sqlstate": sqlstate, "message": message}
 }
 
 func reason(err error) (code, sqlstate, message any) {

@@ -16,6 +16,7 @@ import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.sql.Statement;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Properties;
@@ -39,7 +40,8 @@ public class Client {
           case "multi-statements" -> multiStatements();
           case "big" -> big();
           case "load-local" -> loadLocal();
-          case "error" -> error();
+          case "error" -> json(withoutUser(tryLogin(arguments[2])));
+          case "logins" -> logins();
           default -> throw new IllegalArgumentException("no action " + args[0]);
         });
   }
@@ -49,7 +51,11 @@ public class Client {
     return password == null ? "" : password;
   }
 
-  private static Connection connect(String... more) throws SQLException {
+  private static Connection connect() throws SQLException {
+    return connect(arguments[2]);
+  }
+
+  private static Connection connect(String port) throws SQLException {
     var settings = new Properties();
     settings.setProperty("user", arguments[3]);
     settings.setProperty("connectTimeout", "20000");
@@ -85,10 +91,9 @@ public class Client {
         settings.setProperty("trustCertificateKeyStorePassword", "public");
       }
     }
-    for (int i = 0; i < more.length; i += 2) settings.setProperty(more[i], more[i + 1]);
     return DriverManager.getConnection(
         (mariadb ? "jdbc:mariadb://" : "jdbc:mysql://")
-            + arguments[1] + ":" + arguments[2] + "/" + arguments[4],
+            + arguments[1] + ":" + port + "/" + arguments[4],
         settings);
   }
 
@@ -233,15 +238,29 @@ public class Client {
     }
   }
 
-  private static String error() {
-    try (Connection connection = connect()) {
-      return json("code", null, "sqlstate", null, "message", null);
+  private static String logins() {
+    List<String> results = new ArrayList<>();
+    for (String port : arguments[2].split(",")) results.add(json(tryLogin(port)));
+    return "{\"results\": " + results + "}";
+  }
+
+  /** Names and values in turn, the user first. */
+  private static Object[] tryLogin(String port) {
+    try (Connection connection = connect(port)) {
+      String user = row(connection, "select current_user()").getString(1);
+      return new Object[] {"user", user, "code", null, "sqlstate", null, "message", null};
     } catch (SQLException failure) {
-      return json(
-          "code", failure.getErrorCode(),
-          "sqlstate", failure.getSQLState(),
-          "message", failure.getMessage());
+      return new Object[] {
+        "user", null,
+        "code", failure.getErrorCode(),
+        "sqlstate", failure.getSQLState(),
+        "message", failure.getMessage()
+      };
     }
+  }
+
+  private static Object[] withoutUser(Object[] pairs) {
+    return Arrays.copyOfRange(pairs, 2, pairs.length);
   }
 
   private static String digest(String text) throws Exception {

@@ -25,8 +25,8 @@ def tls():
     return {"ssl": context}
 
 
-def connect(**options):
-    where = {"unix_socket": host} if host.startswith("/") else {"host": host, "port": int(port)}
+def connect(at=port, **options):
+    where = {"unix_socket": host} if host.startswith("/") else {"host": host, "port": int(at)}
     options = {**where, **tls(), "user": user, "password": password, "database": database, **options}
     return pymysql.connect(connect_timeout=20, charset="utf8mb4", autocommit=True, **options)
 
@@ -98,13 +98,24 @@ def load_local():
         return {"rows": one(connection, "select count(*) from loaded")[0], "code": None, "message": None}
 
 
-def error():
+def try_login(at):
     try:
-        connect().close()
+        with connect(at) as connection:
+            (user,) = one(connection, "select current_user()")
     except pymysql.MySQLError as failure:
         # PyMySQL reads the SQLSTATE and forgets it.
-        return {"code": failure.args[0], "sqlstate": None, "message": str(failure.args[1])}
-    return {"code": None, "sqlstate": None, "message": None}
+        return {"user": None, "code": failure.args[0], "sqlstate": None, "message": str(failure.args[1])}
+    return {"user": user, "code": None, "sqlstate": None, "message": None}
+
+
+def error():
+    result = try_login(port)
+    del result["user"]
+    return result
+
+
+def logins():
+    return {"results": [try_login(each) for each in port.split(",")]}
 
 
 actions = {
@@ -114,5 +125,6 @@ actions = {
     "big": big,
     "load-local": load_local,
     "error": error,
+    "logins": logins,
 }
 print(json.dumps(actions[action]() if action in actions else {"unsupported": True}))

@@ -1,0 +1,3 @@
+import { testClients } from './mysql-clients.ts';
+
+testClients('mysql9');
