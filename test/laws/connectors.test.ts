@@ -7,6 +7,7 @@ import { runInNewContext } from 'node:vm';
 import { connectors } from '../../src/connectors/index.ts';
 import { canary } from '../support/servers.ts';
 import { type Pace, type Peer, paces, Served, type ServedOptions, until } from '../support/session.ts';
+import { mysql } from './connectors/mysql.ts';
 import { postgres } from './connectors/postgres.ts';
 
 /** A server that a driver has started. Ending it fails when Postern has left a connection to it open. */
@@ -28,22 +29,26 @@ export interface Driver {
     readonly echoingSecrets: (password: string, pace: Pace) => Promise<Upstream>;
     /** Accepts connections and says nothing. */
     readonly silent: (password: string, pace: Pace) => Promise<Upstream>;
+    /** Says what a server says before a client has said anything, and nothing more. */
+    readonly listening: (password: string, pace: Pace) => Promise<Upstream>;
     /** Says these bytes at once, whatever it hears. */
     readonly saying: (bytes: Buffer, pace: Pace) => Promise<Upstream>;
   };
-  /** What a client says first. */
+  /** What a client says first. It may say it without waiting for the server's first words. */
   readonly hello: Buffer;
+  /** What a server says first. */
+  readonly firstFromUpstream: Buffer;
   /** Reads what a client hears when it has been logged in; what is different in every session is blanked out. */
   readonly assertServed: (client: Peer) => Promise<Buffer>;
-  /** Checks that these are the words with which the protocol refuses a client. */
-  readonly assertRefusal: (bytes: Buffer) => void;
+  /** Checks that these are the words with which the protocol refuses a client that has said its hello, or less than that. */
+  readonly assertRefusal: (bytes: Buffer, said?: 'hello' | 'less') => void;
   /** Beginnings of messages that announce the most that can be announced. */
   readonly longestFromClient: readonly Buffer[];
   readonly longestFromUpstream: readonly Buffer[];
 }
 
 /** Which driver speaks for which connector: a connector without one fails here. */
-const drivers: Readonly<Record<string, Driver>> = { postgres, pg: postgres };
+const drivers: Readonly<Record<string, Driver>> = { postgres, pg: postgres, mysql };
 
 setFlagsFromString('--expose-gc');
 const collectGarbage = runInNewContext('gc') as () => void;
@@ -134,7 +139,7 @@ for (const name of Object.keys(connectors)) {
           for (const said of [Buffer.alloc(0), driver.hello.subarray(0, 2), half]) {
             const client = await both.served.connect();
             client.send(said);
-            driver.assertRefusal(await client.rest());
+            driver.assertRefusal(await client.rest(), 'less');
             client.end();
           }
           await both.served.ended(3);
@@ -145,14 +150,16 @@ for (const name of Object.keys(connectors)) {
         });
 
         it('does not wait for a silent server longer than its time', async () => {
-          await using both = await start('silent', { loginTimeout: 150 });
-          const client = await both.served.connect();
-          client.send(driver.hello);
-          driver.assertRefusal(await client.rest());
-          client.end();
-          const { outcome, seconds } = await both.served.ended();
-          assert.equal(outcome, 'TIMEOUT');
-          assert.ok(seconds < 3);
+          for (const kind of ['silent', 'listening'] as const) {
+            await using both = await start(kind, { loginTimeout: 150 });
+            const client = await both.served.connect();
+            client.send(driver.hello);
+            driver.assertRefusal(await client.rest());
+            client.end();
+            const { outcome, seconds } = await both.served.ended();
+            assert.equal(outcome, 'TIMEOUT');
+            assert.ok(seconds < 3);
+          }
         });
 
         it('passes a half-close on and what comes after it', async () => {
@@ -234,7 +241,7 @@ for (const name of Object.keys(connectors)) {
             await until('the client to be ended', () => client.ended);
             client.destroy();
           },
-          await driver.upstreams.silent(canary.postgres, 'as they come'),
+          await driver.upstreams.listening(canary.postgres, 'as they come'),
         );
       for (const head of driver.longestFromUpstream)
         await pressed(
@@ -254,7 +261,7 @@ for (const name of Object.keys(connectors)) {
       await using both = await inFrontOf(
         name,
         driver,
-        await driver.upstreams.silent(canary.postgres, 'as they come'),
+        await driver.upstreams.listening(canary.postgres, 'as they come'),
         { loginTimeout: 200 },
       );
       const noises = Array.from({ length: 60 }, (_, i) => {
@@ -280,6 +287,7 @@ for (const name of Object.keys(connectors)) {
     it('refuses its client in its own protocol when the server talks noise', async () => {
       for (let i = 0; i < 40; i += 1) {
         const noise = randomBytes(1 + ((i * 37) % 300));
+        if (i % 3 === 0) driver.firstFromUpstream.copy(noise, 0, 0, Math.min(noise.length, 2 * i));
         const upstream = await driver.upstreams.saying(noise, 'as they come');
         await using both = await inFrontOf(name, driver, upstream, { loginTimeout: 150 });
         const client = await both.served.connect();

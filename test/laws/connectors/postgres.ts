@@ -32,6 +32,8 @@ export const postgres: Driver = {
         server.send(errorResponse({ S: 'FATAL', C: '42501', M: `you said ${said}`, H: said, D: said }));
       }, pace),
     silent: (_password, pace) => serve(() => {}, pace),
+    // A PostgreSQL server says nothing unasked.
+    listening: (_password, pace) => serve(() => {}, pace),
     saying: (bytes, pace) =>
       serve((server) => {
         server.socket.write(bytes);
@@ -41,6 +43,7 @@ export const postgres: Driver = {
     ['user', 'whoever'],
     ['database', 'orders'],
   ]),
+  firstFromUpstream: Buffer.concat([message('R', Buffer.alloc(4)), ...greeting]),
   async assertServed(client: Peer) {
     const heard = await readUntil(client, 'ZE');
     assert.equal(heard.at(-1)?.type, 'Z');
@@ -67,12 +70,12 @@ export const postgres: Driver = {
 };
 
 /** After the login: says everything back. */
-const echoing: Script = async (server) => {
+export const echoing: Script = async (server) => {
   server.socket.on('data', (chunk: Buffer) => server.socket.write(chunk));
   const early = server.received;
   if (early.length > 0) server.send(early);
 };
 
-async function serve(script: Script, pace: Pace): Promise<Upstream> {
+export async function serve(script: Script, pace: Pace): Promise<Upstream> {
   return await FakePostgres.start(script, pace);
 }
