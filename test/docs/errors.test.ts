@@ -2,8 +2,10 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
 
+import { decodeError } from '../../src/connectors/mysql/packets.ts';
+import * as mysql from '../../src/connectors/mysql/replies.ts';
 import { decodeFields } from '../../src/connectors/postgres/messages.ts';
-import { errorReply } from '../../src/connectors/postgres/replies.ts';
+import * as postgres from '../../src/connectors/postgres/replies.ts';
 import { errorCodes, PosternError } from '../../src/core/errors.ts';
 
 const page = readFileSync(new URL('../../docs/errors.md', import.meta.url), 'utf8');
@@ -21,14 +23,28 @@ describe('docs/errors.md', () => {
 
   for (const code of errorCodes)
     it(`says what a PostgreSQL client sees of ${code}`, () => {
-      const reply = errorReply(new PosternError(code, '...'), '3fa2c1-17');
+      const reply = postgres.errorReply(new PosternError(code, '...'), '3fa2c1-17');
       const fields = decodeFields(reply.subarray(5));
       const [, told] = /^PostgreSQL: (SQLSTATE `\w{5}`, `[^`]*`)/m.exec(sections.get(code) ?? '') ?? [];
       assert.equal(told, `SQLSTATE \`${fields.get('C')}\`, \`${fields.get('M')}\``);
       assert.ok(page.includes(`\`${fields.get('D')}\``), 'the detail is described at the top');
     });
 
-  it('says more about each than its SQLSTATE', () => {
-    for (const [code, section] of sections) assert.ok(section.length > 200, code);
+  for (const code of errorCodes)
+    it(`says what a MySQL client sees of ${code}`, () => {
+      const reply = mysql.errorReply(new PosternError(code, '...'), '3fa2c1-17');
+      const { code: number, sqlstate, message } = decodeError(reply);
+      const [, text, hint] = /^(.*?)( \([^()]*\))$/.exec(message) ?? [];
+      const [, told] =
+        /^MySQL: (error `\d+`, SQLSTATE `\w{5}`, `[^`]*`)/m.exec(sections.get(code) ?? '') ?? [];
+      assert.equal(told, `error \`${number}\`, SQLSTATE \`${sqlstate}\`, \`${text}\``);
+      assert.ok(page.includes(`\`${hint}\``), 'the end of the text is described at the top');
+    });
+
+  it('says more about each than what clients are told', () => {
+    for (const [code, section] of sections) {
+      const paragraphs = section.split('\n\n').filter((each) => !each.startsWith('MySQL:'));
+      assert.ok(paragraphs.join('\n\n').length > 200, code);
+    }
   });
 });
