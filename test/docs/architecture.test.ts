@@ -7,8 +7,10 @@ import { errorCodes } from '../../src/core/errors.ts';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 const page = readFileSync(`${root}ARCHITECTURE.md`, 'utf8');
-/** What stands in the first and in the second frame of the page. */
-const [journey = '', tree = ''] = [...page.matchAll(/^```\n([^]*?)^```$/gm)].map(([, text = '']) => text);
+/** What stands in the frames of the page: the journey, that of a MySQL client, the tree. */
+const [journey = '', journeyOfMysql = '', tree = ''] = [...page.matchAll(/^```\n([^]*?)^```$/gm)].map(
+  ([, text = '']) => text,
+);
 
 interface LintRules {
   readonly overrides: readonly {
@@ -24,18 +26,26 @@ describe('ARCHITECTURE.md', () => {
     const named = new Set(journey.match(/\b[A-Z]+(?:_[A-Z]+)+\b|\bTIMEOUT\b|\bSHUTDOWN\b/g));
     const expected = errorCodes.filter((code) => code !== 'INTERNAL');
     assert.deepEqual([...named].toSorted(), expected.toSorted());
+    const ofMysql = journeyOfMysql.match(/\b[A-Z]+(?:_[A-Z]+)+\b|\bTIMEOUT\b|\bSHUTDOWN\b/g) ?? [];
+    assert.ok(ofMysql.length > 8);
+    for (const name of ofMysql) assert.ok(named.has(name), name);
   });
 
   it('names only files that are there on the journey and in the tree', () => {
-    const onJourney = [...journey.matchAll(/^ {0,2}([\w./-]+\.ts)(?:, ([\w./-]+))?/gm)].map(
-      ([, name = '']) => name,
-    );
-    assert.ok(onJourney.length > 10);
-    for (const name of onJourney)
-      assert.ok(
-        existsSync(`${root}src/${name}`) || existsSync(`${root}src/connectors/postgres/${name}`),
-        name,
+    for (const [connector, way] of [
+      ['postgres', journey],
+      ['mysql', journeyOfMysql],
+    ] as const) {
+      const onJourney = [...way.matchAll(/^ {0,2}([\w./-]+\.ts)(?:, ([\w./-]+))?/gm)].flatMap(
+        ([, name = '', second]) => (second === undefined ? [name] : [name, second]),
       );
+      assert.ok(onJourney.length > 8);
+      for (const name of onJourney)
+        assert.ok(
+          existsSync(`${root}src/${name}`) || existsSync(`${root}src/connectors/${connector}/${name}`),
+          name,
+        );
+    }
     const inTree = [...tree.matchAll(/^ {0,2}([\w-]+\/)/gm)].map(([, name = '']) => name);
     assert.ok(inTree.length > 8);
     for (const name of inTree) assert.ok(existsSync(root + name) || existsSync(`${root}src/${name}`), name);
