@@ -6,7 +6,9 @@ import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
 import { exitCodes } from '../../src/cli/exit-codes.ts';
+import { authMethods } from '../../src/connectors/mysql/settings.ts';
 import { CANCEL_REQUEST, encodePacket, int32 } from '../../src/connectors/postgres/messages.ts';
+import { mysqlCli } from '../support/clients/mysql-cli.ts';
 import { psql } from '../support/clients/psql.ts';
 import { type LogLine, Postern } from '../support/postern.ts';
 import { canary, certificates, server } from '../support/servers.ts';
@@ -29,7 +31,7 @@ describe('docs/operations.md', () => {
   let lines: readonly LogLine[] = [];
 
   before(async () => {
-    const postgres = await server('postgres18');
+    const [postgres, mysql] = [await server('postgres18'), await server('mysql9')];
     const { server: own } = await certificates();
     const service = (name: string, lines: string) => `
   ${name}:
@@ -38,22 +40,37 @@ describe('docs/operations.md', () => {
     listenTls: { cert: ${own.cert}, key: ${own.key} }
     credentials: { username: scram_user, password: { from: env, get: PASSWORD } }
     config: { ${lines} }`;
+    const secret = '{ from: env, get: PASSWORD_OF_MYSQL }';
     await using postern = await Postern.start(
       `version: 2
-services:${service('good', `host: ${postgres.host}, port: ${postgres.port}, tls: { ca: ${postgres.ca} }`)}${service('down', 'host: 127.0.0.1, port: 1')}
+services:
+  mysql:
+    connector: mysql
+    listenOn: tcp://127.0.0.1:0
+    listenTls: { cert: ${own.cert}, key: ${own.key} }
+    credentials: { username: sha2_user, password: ${secret} }
+    config: { host: localhost, port: ${mysql.port}, tls: { ca: ${mysql.ca} } }${service('good', `host: ${postgres.host}, port: ${postgres.port}, tls: { ca: ${postgres.ca} }`)}${service('down', 'host: 127.0.0.1, port: 1')}
 `,
-      { env: { PASSWORD: canary.postgres } },
+      { env: { PASSWORD: canary.postgres, PASSWORD_OF_MYSQL: canary.mysql } },
     );
     const to = (name: string) =>
       `host=127.0.0.1 port=${postern.port(name)} user=me dbname=app application_name=orders`;
     await psql([`${to('good')} sslmode=require`, '-c', 'SELECT 1']);
     await psql([to('down'), '-c', 'SELECT 1']);
+    await mysqlCli(
+      'mysql9',
+      { host: '127.0.0.1', port: postern.port('mysql'), user: 'me', database: 'app', sslmode: 'require' },
+      ['-e', 'SELECT 1'],
+    );
     const canceller = connect(postern.port('good'), '127.0.0.1');
     canceller.end(encodePacket(int32(CANCEL_REQUEST, 1, 2)));
     canceller.resume();
     await once(canceller, 'close');
     await postern.logged((line) => 'cancel' in line);
-    await postern.logged((line) => line['outcome'] === 'ok' && 'auth' in line);
+    for (const service of ['good', 'mysql'])
+      await postern.logged(
+        (line) => line['service'] === service && line['outcome'] === 'ok' && 'auth' in line,
+      );
     await postern.logged((line) => line['outcome'] === 'UPSTREAM_UNREACHABLE');
     await postern.stop();
     lines = postern.lines;
@@ -65,6 +82,31 @@ services:${service('good', `host: ${postgres.host}, port: ${postgres.port}, tls:
     for (const field of everywhere) fields.delete(field);
     const documented = firstCells('### The line of a session');
     assert.deepEqual([...fields].toSorted(), documented.toSorted());
+  });
+
+  it('describes every field of the line of a session with MySQL', () => {
+    const line = lines.find(({ service, outcome }) => service === 'mysql' && outcome === 'ok');
+    const documented = [...everywhere, ...firstCells('### The line of a session')];
+    const fields = Object.keys(line ?? {});
+    assert.deepEqual(
+      fields.filter((field) => !documented.includes(field)),
+      [],
+    );
+    for (const field of [
+      'clientTls',
+      'database',
+      'askedUser',
+      'application',
+      'upstream',
+      'auth',
+      'upstreamTls',
+    ])
+      assert.ok(fields.includes(field), field);
+  });
+
+  it('lists every way of a login', () => {
+    const row = /^\| `auth` \| (.*) \|$/m.exec(page)?.[1] ?? '';
+    for (const method of authMethods) assert.ok(row.includes(`\`${method}\``), method);
   });
 
   it('names every message that the program logs, and no other', () => {

@@ -13,6 +13,7 @@ import { providers } from '../../src/providers/index.ts';
 import { lines } from '../config/files.ts';
 import { psql } from '../support/clients/psql.ts';
 import { Postern } from '../support/postern.ts';
+import { mysqlClient } from '../support/servers/mysql-programs.ts';
 import { capture } from '../support/servers/process.ts';
 import { canary, type PostgresInfo, server } from '../support/servers.ts';
 
@@ -124,6 +125,32 @@ describe('README.md', () => {
     const answer = await psql([target(postern.port('app-db')), '-Atc', 'SELECT current_user']);
     assert.deepEqual([answer.stdout, answer.stderr], ['scram_user\n', '']);
   });
+
+  for (const kind of ['mysql9', 'mariadb11'] as const)
+    it(`leads to a working client of ${kind}`, async () => {
+      const { port, ca, database } = await server(kind);
+      const user = kind === 'mysql9' ? 'sha2_user' : 'ed_user';
+      const yaml = (configurations('README.md')[0] ?? '')
+        .replace('connector: postgres', 'connector: mysql')
+        .replace('tcp://127.0.0.1:6432', 'tcp://127.0.0.1:0')
+        .replace('host: db.example.com', `host: localhost\n      port: ${port}\n      tls: { ca: ${ca} }`);
+      const env = { APP_DB_USER: user, APP_DB_PASSWORD: canary.mysql };
+      await using postern = await Postern.start(yaml, { env });
+      const { command, env: itsOwn } = await mysqlClient(kind);
+      const [program, ...first] = command;
+      const words = /`mysql (--host=127\.0\.0\.1 --port=6432 --user=anything) app`/.exec(readme)?.[1] ?? '';
+      const target = words.replace('6432', String(postern.port('app-db'))).split(' ');
+      const ask = (...more: readonly string[]) =>
+        capture(program, [...first, ...target, ...more, database, '-BNe', 'SELECT current_user()'], {
+          env: itsOwn,
+        });
+      const quiet = kind === 'mysql9' ? await ask() : await ask('--skip-ssl');
+      assert.deepEqual([quiet.stdout, quiet.stderr], [`${user}@%\n`, '']);
+      if (kind === 'mysql9') return;
+      const warned = await ask();
+      assert.equal(warned.stdout, `${user}@%\n`);
+      assert.match(warned.stderr, /^WARNING: option --ssl-verify-server-cert is disabled/);
+    });
 
   it('says that every connector and provider works that is there', () => {
     const working = [...readme.matchAll(/^\| (`[^|]*) \| Works?\b/gm)]
