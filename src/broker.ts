@@ -188,8 +188,8 @@ export class Broker {
     const inUse = new Set(providers.values());
     const replaced = [...this.#providers.values()].filter((opened) => !inUse.has(opened));
     this.#providers = providers;
-    // Logins that are under way with a replaced provider get their time.
-    const patience = Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
+    // A client that has just connected to a replaced service has its time to say what it wants, and to be logged in.
+    const patience = 2 * Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
     for (const opened of replaced) setTimeout(() => void this.#close(opened), patience).unref();
   }
 
@@ -199,7 +199,7 @@ export class Broker {
 
   #retire(service: Service): void {
     this.#retired.add(service);
-    void service.drain(2 ** 31 - 1).then(() => this.#retired.delete(service));
+    void service.finish().then(() => this.#retired.delete(service));
   }
 
   #openProvider(config: ProviderConfig): OpenProvider {
