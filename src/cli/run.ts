@@ -37,20 +37,22 @@ export async function run(options: Options): Promise<number> {
 
   // Handling SIGUSR1 also keeps Node from opening its debugger, through which every secret could be read.
   let reloading = Promise.resolve();
+  let stopping = false;
+  // Heard to the very end: without a listener a SIGHUP would end the process, and the sessions that it drains.
   const reload = () => {
-    reloading = reloading.then(() => reloadFrom(options, broker, log));
+    reloading = reloading.then(() => (stopping ? undefined : reloadFrom(options, broker, log)));
   };
   process.on('SIGHUP', reload);
   process.on('SIGUSR1', reload);
 
   const signal = await stop;
+  stopping = true;
   log.info({ signal }, 'stopping');
   for (const second of ['SIGTERM', 'SIGINT'] as const)
     process.once(second, (_name: NodeJS.Signals, number: number) => {
       log.warn({ signal: second }, 'ended without waiting for sessions');
       process.exit(128 + number);
     });
-  process.off('SIGHUP', reload);
   await reloading;
   await broker.stop();
   log.info('stopped');
