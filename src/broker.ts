@@ -111,12 +111,13 @@ export class Broker {
 
   /**
    * Puts a new configuration in force. What did not change is not touched, what changed serves new clients from now
-   * on, and sessions live on. On failure the old configuration stays in force, whole.
+   * on, and sessions live on. On failure, also to load it, the old configuration stays in force, whole.
    */
-  async reload(config: Config): Promise<void> {
-    if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
-      this.#context.log.warn('the address for health and metrics changes only with a restart');
+  async reload(load: () => Promise<Config>): Promise<void> {
     try {
+      const config = await load();
+      if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
+        this.#context.log.warn('the address for health and metrics changes only with a restart');
       await this.#apply(config);
       this.metrics.configLoaded('ok');
     } catch (error) {

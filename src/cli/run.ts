@@ -69,7 +69,7 @@ async function load(options: Options, log: Logger): Promise<Config> {
 /** A configuration that is bad, or that cannot be put in force, changes nothing. */
 async function reloadFrom(options: Options, broker: Broker, log: Logger): Promise<void> {
   try {
-    await broker.reload(await load(options, log));
+    await broker.reload(() => load(options, log));
     log.info('configuration reloaded');
   } catch (thrown) {
     log.error(
