@@ -33,7 +33,6 @@ export async function run(options: Options): Promise<number> {
     else log.fatal(describeFailure(error), 'could not start');
     return exitCodeOf(error.code);
   }
-  log.info({ version, node: process.version, pid: process.pid }, 'ready');
 
   // Handling SIGUSR1 also keeps Node from opening its debugger, through which every secret could be read.
   let reloading = Promise.resolve();
@@ -44,6 +43,7 @@ export async function run(options: Options): Promise<number> {
   };
   process.on('SIGHUP', reload);
   process.on('SIGUSR1', reload);
+  log.info({ version, node: process.version, pid: process.pid }, 'ready');
 
   const signal = await stop;
   stopping = true;
