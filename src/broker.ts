@@ -140,7 +140,9 @@ export class Broker {
     const providers = new Map(
       config.providers.values().map((entry) => [entry.name, this.#openProvider(entry)]),
     );
+    // A certificate is renewed without a change of the configuration.
     const kept = (service: ServiceConfig) =>
+      !service.listenTls &&
       [...service.credentials.values()].every(
         ({ provider }) => providers.get(provider) === this.#providers.get(provider),
       );
