@@ -149,6 +149,7 @@ export class Broker {
 
     const next = new Map<Door, Service>();
     const opened: Door[] = [];
+    const changedModes = new Map<Door, number>();
     try {
       for (const service of config.services) {
         const key = doorKey(service);
@@ -160,12 +161,16 @@ export class Broker {
         const prepared = await Service.prepare(service, lookUp(providers), this.#context.log, this.metrics);
         if (door) {
           next.set(door, prepared);
+          if (door.behind.service.config.socketMode !== service.socketMode)
+            changedModes.set(door, service.socketMode);
           continue;
         }
         const fresh = await this.#open(key, prepared);
         opened.push(fresh);
         next.set(fresh, prepared);
       }
+      // Last, because it shows at once.
+      for (const [door, mode] of changedModes) await door.listener.permit(mode);
     } catch (error) {
       for (const { listener } of opened) listener.close();
       for (const [name, provider] of providers)
@@ -286,8 +291,9 @@ function sameAddress(a: Address | undefined, b: Address | undefined): boolean {
   return (a && formatAddress(a)) === (b && formatAddress(b));
 }
 
-/** Two configurations mean the same listener when address and mode are the same; port 0 is a new port for each service. */
-function doorKey({ name, listenOn, socketMode }: ServiceConfig): string {
-  if (listenOn.kind === 'unix') return `${formatAddress(listenOn)} ${socketMode.toString(8)}`;
-  return listenOn.port === 0 ? `${formatAddress(listenOn)} ${name}` : formatAddress(listenOn);
+/** Two configurations mean the same listener when the address is the same; port 0 is a new port for each service. */
+function doorKey({ name, listenOn }: ServiceConfig): string {
+  return listenOn.kind === 'tcp' && listenOn.port === 0
+    ? `${formatAddress(listenOn)} ${name}`
+    : formatAddress(listenOn);
 }

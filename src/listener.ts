@@ -1,4 +1,4 @@
-import { lstat, unlink } from 'node:fs/promises';
+import { chmod, lstat, unlink } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 
 import { type Address, formatAddress } from './core/address.ts';
@@ -64,6 +64,16 @@ export class Listener {
     if (this.#address.kind === 'unix') return this.#address;
     const { address, port } = this.#server.address() as AddressInfo;
     return { kind: 'tcp', host: address, port };
+  }
+
+  /** Changes the mode of a unix socket; nothing for TCP. Throws LISTEN_FAILED. */
+  async permit(socketMode: number): Promise<void> {
+    if (this.#address.kind !== 'unix') return;
+    try {
+      await chmod(this.#address.path, socketMode);
+    } catch (cause) {
+      throw cannotListen(this.#address, reasonOf(cause), cause);
+    }
   }
 
   /** Stops accepting. Connections that were accepted live on. */
