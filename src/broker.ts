@@ -5,7 +5,7 @@ import { AdminServer } from './admin/server.ts';
 import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
-import { Listener } from './listener.ts';
+import { Listener, removeDeadSocket } from './listener.ts';
 import { providers as kinds } from './providers/index.ts';
 import type { Provider } from './providers/provider.ts';
 import { Service } from './service.ts';
@@ -57,6 +57,7 @@ export class Broker {
     try {
       if (config.admin.listenOn) {
         const health = { notReady: () => broker.#notReady(), detail: () => broker.#detail() };
+        if (config.admin.listenOn.kind === 'unix') await removeDeadSocket(config.admin.listenOn.path);
         broker.#admin = await AdminServer.open(config.admin.listenOn, health, broker.metrics.registry);
         context.log.info({ address: formatAddress(broker.#admin.address) }, 'health and metrics');
       }

@@ -84,9 +84,9 @@ export class Listener {
 
 /**
  * A unix socket of a process that was killed is still there as a file. It is removed only when it is a socket and
- * nobody answers on it; anything else at that path is somebody's.
+ * nobody answers on it; anything else at that path is somebody's. Throws LISTEN_FAILED.
  */
-async function removeDeadSocket(path: string): Promise<void> {
+export async function removeDeadSocket(path: string): Promise<void> {
   const address: Address = { kind: 'unix', path };
   const found = await lstat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return undefined;
