@@ -38,6 +38,8 @@ export class Broker {
   readonly metrics: Metrics;
   readonly #context: BrokerContext;
   #providers = new Map<string, OpenProvider>();
+  /** Providers that a reload replaced and that logins may still use, each with the timer that will close it. */
+  readonly #replaced = new Map<OpenProvider, NodeJS.Timeout>();
   #doors: Door[] = [];
   /** Services that a reload replaced and that still have sessions. */
   readonly #retired = new Set<Service>();
@@ -133,7 +135,8 @@ export class Broker {
     for (const { listener } of this.#doors) listener.close();
     const services = [...this.#services, ...this.#retired];
     await Promise.all(services.map((service) => service.drain(drainTimeout(service.config))));
-    await Promise.all([...this.#providers.values()].map((opened) => this.#close(opened)));
+    const opened = [...this.#providers.values(), ...this.#replaced.keys()];
+    await Promise.all(opened.map((each) => this.#close(each)));
     this.#admin?.close();
   }
 
@@ -199,7 +202,10 @@ export class Broker {
     this.#providers = providers;
     // A client that has just connected to a replaced service has its time to say what it wants, and to be logged in.
     const patience = 2 * Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
-    for (const opened of replaced) setTimeout(() => void this.#close(opened), patience).unref();
+    for (const opened of replaced) {
+      const timer = setTimeout(() => void this.#close(opened), patience).unref();
+      this.#replaced.set(opened, timer);
+    }
   }
 
   get #services(): Service[] {
@@ -236,7 +242,10 @@ export class Broker {
     return { key, listener, behind };
   }
 
-  async #close({ config, provider }: OpenProvider): Promise<void> {
+  async #close(opened: OpenProvider): Promise<void> {
+    clearTimeout(this.#replaced.get(opened));
+    this.#replaced.delete(opened);
+    const { config, provider } = opened;
     try {
       await provider.close(AbortSignal.timeout(PROVIDER_CLOSE_TIMEOUT));
     } catch (error) {
