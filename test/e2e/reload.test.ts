@@ -9,7 +9,7 @@ import { after, describe, it, type TestContext } from 'node:test';
 import { fieldsOf, readMessage, sslRequest, startup } from '../support/fake-postgres.ts';
 import type { Postern } from '../support/postern.ts';
 import { answers, freePort } from '../support/servers/process.ts';
-import { certificates } from '../support/servers.ts';
+import { certificates, startOpenBao } from '../support/servers.ts';
 import { Peer } from '../support/session.ts';
 import {
   application,
@@ -246,6 +246,28 @@ describe('SIGHUP', { timeout: 60_000 }, () => {
     assert.equal((await refused(port)).code, '57P03');
     assert.ok((await at.reload(postern, { db: at.service })).done);
     assert.equal(await whoAmI(port), 'scram_user');
+  });
+
+  it('leaves no token behind when the program ends soon after a provider changed', async (t) => {
+    const at = await scene(t);
+    if (!at) return;
+    const bao = await startOpenBao();
+    t.after(() => bao.stop());
+    const tokens = async () => {
+      const answer = (await bao.request('LIST', 'auth/token/accessors')) as { data: { keys: string[] } };
+      return answer.data.keys.length;
+    };
+    const before = await tokens();
+    const service = { ...at.service, credentials: await loginOf(bao, 'scram_user') };
+    await using postern = await perform(bao, { db: service });
+    assert.equal(await whoAmI(postern.port('db')), 'scram_user');
+    const auth = { method: 'approle', roleId: bao.roleId, secretIdEnv: 'E2E_SECRET_ID' };
+    const providers = { bao: { kind: 'vault', address: bao.address, auth, retries: 1 } };
+    assert.ok((await reload(postern, configuration(bao, { db: service }, { providers }))).done);
+    assert.equal(await whoAmI(postern.port('db')), 'scram_user');
+    assert.equal(await tokens(), before + 2);
+    assert.equal(await postern.stop(), 0);
+    assert.equal(await tokens(), before);
   });
 
   it('takes limits for the whole program over', async (t) => {
