@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
 
 import { Broker } from '../broker.ts';
@@ -23,26 +24,30 @@ export async function run(options: Options): Promise<number> {
   // Before anything is opened: process 1 of a container has no default handler, and would miss a signal for ever.
   const stop = Promise.race([stopSignal('SIGTERM'), stopSignal('SIGINT')]);
 
+  // Heard from now to the very end: without a listener a SIGHUP would end the process, and the sessions that it drains.
+  const { promise: started, resolve: start } = Promise.withResolvers<Broker>();
+  let stopping = false;
+  let reloading: Promise<void> = Promise.resolve();
+  const reload = () => {
+    reloading = Promise.all([started, reloading]).then(([broker]) =>
+      stopping ? undefined : reloadFrom(options, broker, log),
+    );
+  };
+  process.on('SIGHUP', reload);
+  process.on('SIGUSR1', reload);
+
   let broker: Broker;
   try {
     const config = await load(options, log);
+    warnOfDescriptors(config, log);
     broker = await Broker.start(config, { log, version, environment: process.env });
+    start(broker);
   } catch (thrown) {
     const error = PosternError.from(thrown);
     if (error.code === 'CONFIG_INVALID') process.stderr.write(`${error.message}\n`);
     else log.fatal(describeFailure(error), 'could not start');
     return exitCodeOf(error.code);
   }
-
-  // Handling SIGUSR1 also keeps Node from opening its debugger, through which every secret could be read.
-  let reloading = Promise.resolve();
-  let stopping = false;
-  // Heard to the very end: without a listener a SIGHUP would end the process, and the sessions that it drains.
-  const reload = () => {
-    reloading = reloading.then(() => (stopping ? undefined : reloadFrom(options, broker, log)));
-  };
-  process.on('SIGHUP', reload);
-  process.on('SIGUSR1', reload);
   log.info({ version, node: process.version, pid: process.pid }, 'ready');
 
   const signal = await stop;
@@ -77,6 +82,18 @@ async function reloadFrom(options: Options, broker: Broker, log: Logger): Promis
       'configuration not reloaded, the old one stays in force',
     );
   }
+}
+
+/** A session has two descriptors. Without any left, Node accepts and closes connections without a word. */
+function warnOfDescriptors({ services }: Config, log: Logger): void {
+  const wanted = services.reduce((sum, { limits }) => sum + 2 * limits.maxConnections, 64);
+  const limits = process.platform === 'linux' ? readFileSync('/proc/self/limits', 'utf8') : '';
+  const allowed = Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Number.POSITIVE_INFINITY);
+  if (allowed < wanted)
+    log.warn(
+      { allowed, wanted },
+      'fewer descriptors than maxConnections may need: raise ulimit -n or lower maxConnections',
+    );
 }
 
 async function stopSignal(signal: NodeJS.Signals): Promise<NodeJS.Signals> {
