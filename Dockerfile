@@ -36,7 +36,6 @@ WORKDIR /app
 USER 65532:65532
 STOPSIGNAL SIGTERM
 # No HEALTHCHECK: it would start a second Node.js every few seconds; whoever runs the image asks /livez and /readyz instead.
-# Node.js itself is process 1: no shell in between that would keep signals to itself. Without --disable-sigusr1 anyone
-# who may signal the process could open its debugger.
-ENTRYPOINT ["node", "--disable-sigusr1", "--use-system-ca", "/app/dist/main.js"]
+# Node.js itself is process 1: no shell in between that would keep signals to itself.
+ENTRYPOINT ["node", "--use-system-ca", "/app/dist/main.js"]
 CMD ["run"]

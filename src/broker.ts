@@ -5,7 +5,7 @@ import { AdminServer } from './admin/server.ts';
 import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
-import { Listener } from './listener.ts';
+import { Listener, removeDeadSocket } from './listener.ts';
 import { providers as kinds } from './providers/index.ts';
 import type { Provider } from './providers/provider.ts';
 import { Service } from './service.ts';
@@ -38,6 +38,8 @@ export class Broker {
   readonly metrics: Metrics;
   readonly #context: BrokerContext;
   #providers = new Map<string, OpenProvider>();
+  /** Providers that a reload replaced and that logins may still use, each with the timer that will close it. */
+  readonly #replaced = new Map<OpenProvider, NodeJS.Timeout>();
   #doors: Door[] = [];
   /** Services that a reload replaced and that still have sessions. */
   readonly #retired = new Set<Service>();
@@ -57,6 +59,7 @@ export class Broker {
     try {
       if (config.admin.listenOn) {
         const health = { notReady: () => broker.#notReady(), detail: () => broker.#detail() };
+        if (config.admin.listenOn.kind === 'unix') await removeDeadSocket(config.admin.listenOn.path);
         broker.#admin = await AdminServer.open(config.admin.listenOn, health, broker.metrics.registry);
         context.log.info({ address: formatAddress(broker.#admin.address) }, 'health and metrics');
       }
@@ -111,12 +114,13 @@ export class Broker {
 
   /**
    * Puts a new configuration in force. What did not change is not touched, what changed serves new clients from now
-   * on, and sessions live on. On failure the old configuration stays in force, whole.
+   * on, and sessions live on. On failure, also to load it, the old configuration stays in force, whole.
    */
-  async reload(config: Config): Promise<void> {
-    if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
-      this.#context.log.warn('the address for health and metrics changes only with a restart');
+  async reload(load: () => Promise<Config>): Promise<void> {
     try {
+      const config = await load();
+      if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
+        this.#context.log.warn('the address for health and metrics changes only with a restart');
       await this.#apply(config);
       this.metrics.configLoaded('ok');
     } catch (error) {
@@ -131,7 +135,8 @@ export class Broker {
     for (const { listener } of this.#doors) listener.close();
     const services = [...this.#services, ...this.#retired];
     await Promise.all(services.map((service) => service.drain(drainTimeout(service.config))));
-    await Promise.all([...this.#providers.values()].map((opened) => this.#close(opened)));
+    const opened = [...this.#providers.values(), ...this.#replaced.keys()];
+    await Promise.all(opened.map((each) => this.#close(each)));
     this.#admin?.close();
   }
 
@@ -139,13 +144,16 @@ export class Broker {
     const providers = new Map(
       config.providers.values().map((entry) => [entry.name, this.#openProvider(entry)]),
     );
+    // A certificate is renewed without a change of the configuration.
     const kept = (service: ServiceConfig) =>
+      !service.listenTls &&
       [...service.credentials.values()].every(
         ({ provider }) => providers.get(provider) === this.#providers.get(provider),
       );
 
     const next = new Map<Door, Service>();
     const opened: Door[] = [];
+    const changedModes = new Map<Door, number>();
     try {
       for (const service of config.services) {
         const key = doorKey(service);
@@ -157,12 +165,16 @@ export class Broker {
         const prepared = await Service.prepare(service, lookUp(providers), this.#context.log, this.metrics);
         if (door) {
           next.set(door, prepared);
+          if (door.behind.service.config.socketMode !== service.socketMode)
+            changedModes.set(door, service.socketMode);
           continue;
         }
         const fresh = await this.#open(key, prepared);
         opened.push(fresh);
         next.set(fresh, prepared);
       }
+      // Last, because it shows at once.
+      for (const [door, mode] of changedModes) await door.listener.permit(mode);
     } catch (error) {
       for (const { listener } of opened) listener.close();
       for (const [name, provider] of providers)
@@ -188,9 +200,12 @@ export class Broker {
     const inUse = new Set(providers.values());
     const replaced = [...this.#providers.values()].filter((opened) => !inUse.has(opened));
     this.#providers = providers;
-    // Logins that are under way with a replaced provider get their time.
-    const patience = Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
-    for (const opened of replaced) setTimeout(() => void this.#close(opened), patience).unref();
+    // A client that has just connected to a replaced service has its time to say what it wants, and to be logged in.
+    const patience = 2 * Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
+    for (const opened of replaced) {
+      const timer = setTimeout(() => void this.#close(opened), patience).unref();
+      this.#replaced.set(opened, timer);
+    }
   }
 
   get #services(): Service[] {
@@ -199,7 +214,7 @@ export class Broker {
 
   #retire(service: Service): void {
     this.#retired.add(service);
-    void service.drain(2 ** 31 - 1).then(() => this.#retired.delete(service));
+    void service.finish().then(() => this.#retired.delete(service));
   }
 
   #openProvider(config: ProviderConfig): OpenProvider {
@@ -227,7 +242,10 @@ export class Broker {
     return { key, listener, behind };
   }
 
-  async #close({ config, provider }: OpenProvider): Promise<void> {
+  async #close(opened: OpenProvider): Promise<void> {
+    clearTimeout(this.#replaced.get(opened));
+    this.#replaced.delete(opened);
+    const { config, provider } = opened;
     try {
       await provider.close(AbortSignal.timeout(PROVIDER_CLOSE_TIMEOUT));
     } catch (error) {
@@ -283,8 +301,9 @@ function sameAddress(a: Address | undefined, b: Address | undefined): boolean {
   return (a && formatAddress(a)) === (b && formatAddress(b));
 }
 
-/** Two configurations mean the same listener when address and mode are the same; port 0 is a new port for each service. */
-function doorKey({ name, listenOn, socketMode }: ServiceConfig): string {
-  if (listenOn.kind === 'unix') return `${formatAddress(listenOn)} ${socketMode.toString(8)}`;
-  return listenOn.port === 0 ? `${formatAddress(listenOn)} ${name}` : formatAddress(listenOn);
+/** Two configurations mean the same listener when the address is the same; port 0 is a new port for each service. */
+function doorKey({ name, listenOn }: ServiceConfig): string {
+  return listenOn.kind === 'tcp' && listenOn.port === 0
+    ? `${formatAddress(listenOn)} ${name}`
+    : formatAddress(listenOn);
 }

@@ -1,4 +1,4 @@
-import { lstat, unlink } from 'node:fs/promises';
+import { chmod, lstat, unlink } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 
 import { type Address, formatAddress } from './core/address.ts';
@@ -66,6 +66,16 @@ export class Listener {
     return { kind: 'tcp', host: address, port };
   }
 
+  /** Changes the mode of a unix socket; nothing for TCP. Throws LISTEN_FAILED. */
+  async permit(socketMode: number): Promise<void> {
+    if (this.#address.kind !== 'unix') return;
+    try {
+      await chmod(this.#address.path, socketMode);
+    } catch (cause) {
+      throw cannotListen(this.#address, reasonOf(cause), cause);
+    }
+  }
+
   /** Stops accepting. Connections that were accepted live on. */
   close(): void {
     this.#server.close();
@@ -74,9 +84,9 @@ export class Listener {
 
 /**
  * A unix socket of a process that was killed is still there as a file. It is removed only when it is a socket and
- * nobody answers on it; anything else at that path is somebody's.
+ * nobody answers on it; anything else at that path is somebody's. Throws LISTEN_FAILED.
  */
-async function removeDeadSocket(path: string): Promise<void> {
+export async function removeDeadSocket(path: string): Promise<void> {
   const address: Address = { kind: 'unix', path };
   const found = await lstat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return undefined;

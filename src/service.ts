@@ -107,14 +107,22 @@ export class Service {
     });
   }
 
+  /**
+   * Waits for the sessions of a service that no listener gives clients any more. Those that have connected and not yet
+   * said what they want are among them, and are served.
+   */
+  async finish(): Promise<void> {
+    await Promise.all(this.#sessions.values());
+    this.source[Symbol.dispose]();
+  }
+
   /** Takes no more sessions and gives those it has `milliseconds` to finish; then they are ended. */
   async drain(milliseconds: number): Promise<void> {
     this.#admission.close();
     const cut = setTimeout(() => {
       for (const session of this.#sessions.keys()) session.stop();
     }, milliseconds);
-    await Promise.all(this.#sessions.values());
+    await this.finish();
     clearTimeout(cut);
-    this.source[Symbol.dispose]();
   }
 }

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import type { Logger } from 'pino';
 
 import { Broker } from '../broker.ts';
@@ -23,10 +24,24 @@ export async function run(options: Options): Promise<number> {
   // Before anything is opened: process 1 of a container has no default handler, and would miss a signal for ever.
   const stop = Promise.race([stopSignal('SIGTERM'), stopSignal('SIGINT')]);
 
+  // Heard from now to the very end: without a listener a SIGHUP would end the process, and the sessions that it drains.
+  const { promise: started, resolve: start } = Promise.withResolvers<Broker>();
+  let stopping = false;
+  let reloading: Promise<void> = Promise.resolve();
+  const reload = () => {
+    reloading = Promise.all([started, reloading]).then(([broker]) =>
+      stopping ? undefined : reloadFrom(options, broker, log),
+    );
+  };
+  process.on('SIGHUP', reload);
+  process.on('SIGUSR1', reload);
+
   let broker: Broker;
   try {
     const config = await load(options, log);
+    warnOfDescriptors(config, log);
     broker = await Broker.start(config, { log, version, environment: process.env });
+    start(broker);
   } catch (thrown) {
     const error = PosternError.from(thrown);
     if (error.code === 'CONFIG_INVALID') process.stderr.write(`${error.message}\n`);
@@ -35,22 +50,14 @@ export async function run(options: Options): Promise<number> {
   }
   log.info({ version, node: process.version, pid: process.pid }, 'ready');
 
-  // Handling SIGUSR1 also keeps Node from opening its debugger, through which every secret could be read.
-  let reloading = Promise.resolve();
-  const reload = () => {
-    reloading = reloading.then(() => reloadFrom(options, broker, log));
-  };
-  process.on('SIGHUP', reload);
-  process.on('SIGUSR1', reload);
-
   const signal = await stop;
+  stopping = true;
   log.info({ signal }, 'stopping');
   for (const second of ['SIGTERM', 'SIGINT'] as const)
     process.once(second, (_name: NodeJS.Signals, number: number) => {
       log.warn({ signal: second }, 'ended without waiting for sessions');
       process.exit(128 + number);
     });
-  process.off('SIGHUP', reload);
   await reloading;
   await broker.stop();
   log.info('stopped');
@@ -67,7 +74,7 @@ async function load(options: Options, log: Logger): Promise<Config> {
 /** A configuration that is bad, or that cannot be put in force, changes nothing. */
 async function reloadFrom(options: Options, broker: Broker, log: Logger): Promise<void> {
   try {
-    await broker.reload(await load(options, log));
+    await broker.reload(() => load(options, log));
     log.info('configuration reloaded');
   } catch (thrown) {
     log.error(
@@ -75,6 +82,18 @@ async function reloadFrom(options: Options, broker: Broker, log: Logger): Promis
       'configuration not reloaded, the old one stays in force',
     );
   }
+}
+
+/** A session has two descriptors. Without any left, Node accepts and closes connections without a word. */
+function warnOfDescriptors({ services }: Config, log: Logger): void {
+  const wanted = services.reduce((sum, { limits }) => sum + 2 * limits.maxConnections, 64);
+  const limits = process.platform === 'linux' ? readFileSync('/proc/self/limits', 'utf8') : '';
+  const allowed = Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Number.POSITIVE_INFINITY);
+  if (allowed < wanted)
+    log.warn(
+      { allowed, wanted },
+      'fewer descriptors than maxConnections may need: raise ulimit -n or lower maxConnections',
+    );
 }
 
 async function stopSignal(signal: NodeJS.Signals): Promise<NodeJS.Signals> {

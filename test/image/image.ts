@@ -47,12 +47,7 @@ describe('the image', () => {
   it('is run by Node.js itself, as a user that is a number and not root', async () => {
     const config = await inspect();
     assert.match(config.User, /^[1-9]\d*:[1-9]\d*$/);
-    assert.deepEqual(config.Entrypoint, [
-      'node',
-      '--disable-sigusr1',
-      '--use-system-ca',
-      '/app/dist/main.js',
-    ]);
+    assert.deepEqual(config.Entrypoint, ['node', '--use-system-ca', '/app/dist/main.js']);
     assert.equal(config.StopSignal, 'SIGTERM');
     assert.equal(config.Labels['org.opencontainers.image.title'], 'Postern');
   });
