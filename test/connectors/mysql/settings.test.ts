@@ -37,14 +37,15 @@ describe('the settings of the connector mysql', () => {
     });
     const { problems, warnings } = reviewed({}, [...account, 'host']);
     assert.deepEqual(problems, []);
-    assert.equal(warnings.length, 4);
-    for (const [i, about] of [
-      'tls.mode',
-      'allowAuth',
-      'allowPublicKeyRetrieval',
-      'allowLocalInfile',
-    ].entries())
+    assert.equal(warnings.length, 3);
+    for (const [i, about] of ['tls.mode', 'allowAuth', 'allowLocalInfile'].entries())
       assert.ok(warnings[i]?.startsWith(`config.${about}: `), warnings[i]);
+  });
+
+  it('warn of a key that anybody may send where there is no TLS', () => {
+    const given = { host: 'db', tls: { mode: 'disable' }, allowPublicKeyRetrieval: true };
+    assert.ok(reviewed(given, account).warnings.some((line) => line.includes('man in the middle')));
+    assert.equal(reviewed({ ...given, rsaPublicKey: 'key.pem' }, account).warnings.length, 1);
   });
 
   it('warn that Secretless does not look at sslrootcert in mode require', () => {
