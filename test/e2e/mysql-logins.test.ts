@@ -27,10 +27,7 @@ for (const kind of ['mysql9', 'mariadb10', 'mariadb11'] as const) {
         accounts = mysql.accounts;
         const services: [string, MySqlService][] = [];
         for (const account of accounts) {
-          const clear = account.plugin === 'mysql_clear_password';
-          const more = clear ? { allowAuth: ['mysql_clear_password'] } : {};
-          const service = await serviceFor(bao, mysql, account, more);
-          services.push([account.user.replaceAll('_', '-'), service]);
+          services.push([account.user.replaceAll('_', '-'), await serviceFor(bao, mysql, account)]);
         }
         names = services.map(([name]) => name);
         postern = await startServices(bao, Object.fromEntries(services));

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
+import { Duplex } from 'node:stream';
+import { type SecureContext, TLSSocket } from 'node:tls';
 
 // Nothing of it is about PostgreSQL: a server that runs a test's script for each connection.
 import { FakePostgres as FakeServer, type Script, type ServerEnd } from './fake-postgres.ts';
 import { canary } from './servers/canary.ts';
-import { type Pace, type Peer, Served, type ServedOptions } from './session.ts';
+import { type Pace, type Peer, PeerGone, Served, type ServedOptions } from './session.ts';
 
 // A FAKE: it says what a test's script tells it to. For faults that no real server produces on demand; whether Postern
 // and MySQL understand each other is for the tests with real servers to say. It shares no code with src.
@@ -310,6 +312,29 @@ export function nativeAnswer(password: string, to = salt): Buffer {
 export function sha2Answer(password: string, to = salt): Buffer {
   const once = sha('sha256', Buffer.from(password));
   return xor(once, sha('sha256', sha('sha256', once), to));
+}
+
+/**
+ * The server's half of a TLS handshake. A client begins its own without waiting for a word, so what has come behind its
+ * request belongs to it.
+ */
+export async function acceptTls(server: ServerEnd, secureContext: SecureContext): Promise<void> {
+  const { socket, received } = server;
+  socket.removeAllListeners('data');
+  Duplex.prototype.pause.call(socket);
+  if (received.length > 0) socket.unshift(received);
+  const secure = new TLSSocket(socket, { isServer: true, secureContext });
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  secure.once('secure', resolve);
+  for (const event of ['error', 'end', 'close']) secure.on(event, () => reject(new PeerGone(event)));
+  try {
+    await promise;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+  server.wear(secure);
+  secure.on('end', () => server.end());
 }
 
 export type { Script };

@@ -42,7 +42,7 @@ export class ChangeUserWatch extends CommandFollower implements Watch {
       const refused = this.#refusalOf(asked);
       if (refused) return leg.write(errorReply(refused, this.#session.id));
       const ok = await this.#logInAgain(asked);
-      leg.write(...this.#client.loginAnswer(asked, rewriteLoginOk(ok, this.#server.capabilities.flags)));
+      leg.write(...this.#client.loginAnswer(asked, ok));
     } catch (thrown) {
       const error = PosternError.from(thrown);
       if (error.code !== 'CLIENT_CLOSED') leg.write(errorReply(error, this.#session.id));
@@ -94,6 +94,6 @@ export class ChangeUserWatch extends CommandFollower implements Watch {
       attributes: namedAttributes(asked.attributes, this.#settings),
     };
     leg.write(encodeChangeUser(change, capabilities.flags));
-    return await conversation.finish(leg, signal);
+    return rewriteLoginOk(await conversation.finish(leg, signal), capabilities.flags);
   }
 }

@@ -8,7 +8,6 @@ import { ChangeUserWatch } from './change-user.ts';
 import { Client, type Hello } from './client.ts';
 import { type LoggedIn, leave, logIn, quit } from './login.ts';
 import { textOf } from './names.ts';
-import { rewriteLoginOk } from './packets.ts';
 import { bareRequest, type LoginRequest, loginRequest } from './request.ts';
 import { review } from './review.ts';
 import { type Settings, settings } from './settings.ts';
@@ -48,7 +47,7 @@ async function serve(session: Session, settings: Settings): Promise<void> {
       return { hello, loggedIn: await logIn(server, request, settings, credentials, signal) };
     });
     session.note(reached(loggedIn));
-    client.welcome(rewriteLoginOk(loggedIn.ok, loggedIn.capabilities.flags));
+    client.welcome(loggedIn.ok);
     await session.relay(client.socket, loggedIn.socket, watchOf(session, client, hello, loggedIn, settings));
   } catch (thrown) {
     const error = PosternError.from(thrown);

@@ -9,7 +9,7 @@ import type { Target } from '../upstream.ts';
 import { type Capabilities, upstreamCapabilities } from './capabilities.ts';
 import { Conversation } from './conversation.ts';
 import { Leg } from './leg.ts';
-import { encodeHandshakeResponse, encodeSslRequest } from './packets.ts';
+import { encodeHandshakeResponse, encodeSslRequest, rewriteLoginOk } from './packets.ts';
 import { bareRequest, type LoginRequest } from './request.ts';
 import type { AuthMethod, Settings } from './settings.ts';
 import type { GreetedServer } from './upstream.ts';
@@ -25,7 +25,7 @@ export interface LoggedIn {
   readonly address: Address;
   /** What the session was agreed to be like with the server. */
   readonly capabilities: Capabilities;
-  /** Payload of the server's OK, as it came. */
+  /** Payload of the server's OK, as the client may have it. */
   readonly ok: Buffer;
   readonly method: AuthMethod;
 }
@@ -57,7 +57,7 @@ export async function logIn(
     const response = encodeHandshakeResponse({ ...request, capabilities, user, plugin, authData });
     authData.fill(0);
     await leg.writeSecret(response, signal);
-    const ok = await conversation.finish(leg, signal);
+    const ok = rewriteLoginOk(await conversation.finish(leg, signal), capabilities.flags);
     return { socket: leg.socket, target, address, capabilities, ok, method: conversation.method };
   } catch (error) {
     leg.socket.destroy();

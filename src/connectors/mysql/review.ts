@@ -38,10 +38,10 @@ export function review(
       ['config', 'allowAuth'],
       `the password itself may go to a server that is not verified (allowAuth: ${settings.allowAuth.join(', ')}); verify it with \`tls: { mode: verify-full }\``,
     );
-  if (unverified && settings.allowPublicKeyRetrieval && settings.rsaPublicKey === undefined)
+  if (unverified && tls.mode === 'disable' && settings.allowPublicKeyRetrieval && !settings.rsaPublicKey)
     warn(
       ['config', 'allowPublicKeyRetrieval'],
-      'without TLS the password may be encrypted to the key of a man in the middle; give the key as `rsaPublicKey`, or use TLS',
+      'the password may be encrypted to the key of a man in the middle; give the key of the server as `rsaPublicKey`, or use TLS',
     );
   if (secretless && settings.allowLocalInfile)
     warn(
