@@ -139,7 +139,7 @@ async function residentKiB(pid: number): Promise<number> {
 let ticksPerSecond: Promise<number> | undefined;
 
 /** User and system time of a process and all its threads so far; undefined where the kernel does not tell. */
-async function cpuSeconds(pid: number | undefined): Promise<number | undefined> {
+export async function cpuSeconds(pid: number | undefined): Promise<number | undefined> {
   if (pid === undefined || process.platform !== 'linux') return undefined;
   const ticks = await (ticksPerSecond ??= capture('getconf', ['CLK_TCK']).then(({ stdout }) =>
     Number(stdout),
@@ -150,6 +150,7 @@ async function cpuSeconds(pid: number | undefined): Promise<number | undefined> 
   return (Number(fields[11]) + Number(fields[12])) / ticks;
 }
 
-function withoutSecrets(text: string): string {
-  return text.replaceAll(canary.postgres, '[secret]').trim().slice(-500);
+/** The end of what a program said, without the passwords that it was given. */
+export function withoutSecrets(text: string): string {
+  return text.replaceAll(canary.postgres, '[secret]').replaceAll(canary.mysql, '[secret]').trim().slice(-500);
 }

@@ -41,10 +41,10 @@ export function spreadOf(values: readonly number[]): Spread {
   return { median, least: sorted[0] ?? 0, most: sorted.at(-1) ?? 0 };
 }
 
-/** Each round's value by the same round's direct one: what the machine did meanwhile falls out of it. */
-export function ratios(row: Row, name: string): number[] {
-  const direct = row.samples['direct'] ?? [];
-  return (row.samples[name] ?? []).map(({ value }, round) => value / (direct[round]?.value ?? Number.NaN));
+/** Each round's value by the same round's other one: what the machine did meanwhile falls out of it. */
+export function ratios(row: Row, name: string, other = 'direct'): number[] {
+  const base = row.samples[other] ?? [];
+  return (row.samples[name] ?? []).map(({ value }, round) => value / (base[round]?.value ?? Number.NaN));
 }
 
 /** How far the direct runs of a row were apart. */
@@ -98,6 +98,20 @@ export function markdown(results: Results): string {
         .map((row) => [row.title, cpu(row, 'Postern'), cpu(row, 'PgBouncer')]),
     ),
     ...section(
+      'What it costs to look for COM_CHANGE_USER (`changeUser: intercept`, the default), by Postern with `changeUser: relay`, which does not:',
+      ['', 'intercept', 'relay', 'of relay', 'CPU, intercept', 'CPU, relay'],
+      rows
+        .filter(({ samples }) => samples['relay'])
+        .map((row) => [
+          `${row.title}, ${row.unit}`,
+          amount(row, 'Postern'),
+          amount(row, 'relay'),
+          ratio(row, 'Postern', 'relay'),
+          cpu(row, 'Postern'),
+          cpu(row, 'relay'),
+        ]),
+    ),
+    ...section(
       'Memory of the process in between, resident, with idle sessions:',
       ['', 'none', 'half', 'all', 'sessions', 'for each'],
       memory.map(({ title, sessions, resident: [none, half, all] }) => [
@@ -138,8 +152,8 @@ function amount(row: Row, name: string): string {
   );
 }
 
-function ratio(row: Row, name: string): string {
-  return told(ratios(row, name), (value) => value.toFixed(2));
+function ratio(row: Row, name: string, other?: string): string {
+  return told(ratios(row, name, other), (value) => value.toFixed(2));
 }
 
 function cpu(row: Row, name: string): string {

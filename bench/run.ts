@@ -6,13 +6,14 @@ import { parseArgs } from 'node:util';
 
 import { capture } from '../test/support/servers/process.ts';
 import { Unavailable } from '../test/support/servers.ts';
-import { assemble, type Candidate, type Cast, type Field } from './candidates.ts';
+import { assemble, type Cast, type Field } from './candidates.ts';
 import { copyOut, fill, idleMemory, pgbench, type Sample } from './measure.ts';
+import { assembleMySql, type MySqlCandidate, type MySqlCast } from './mysql.ts';
 import { type MemoryRow, markdown, type Results, type Row } from './report.ts';
 
 const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WORD]...
-  Compares a PostgreSQL behind Postern with the same one reached directly, and with
-  PgBouncer where it is installed. Prints the table and keeps it in bench/results.
+  Compares a PostgreSQL and a MySQL behind Postern with the same ones reached directly, and
+  PostgreSQL with PgBouncer where it is installed. Prints the table and keeps it in bench/results.
     --quick      one round of one second, less of everything: under a minute
     --rounds N   how often everything is measured; default 5
     --seconds N  how long each pgbench runs; default 5
@@ -24,6 +25,8 @@ interface Plan {
   readonly seconds: number;
   readonly only: readonly string[];
   readonly megabytes: number;
+  /** The same for MySQL. */
+  readonly resultMegabytes: number;
   readonly idleSessions: number;
 }
 
@@ -31,31 +34,71 @@ interface Contest {
   readonly id: string;
   readonly title: string;
   readonly unit: string;
-  readonly field: Field;
-  readonly measure: (candidate: Candidate, seconds: number) => Promise<Sample>;
+  /** Who takes part, `direct` first. */
+  readonly entrants: readonly Entrant[];
 }
+
+interface Entrant {
+  readonly name: string;
+  readonly measure: (seconds: number) => Promise<Sample>;
+}
+
+function entrants<Someone extends { readonly name: string }>(
+  field: readonly Someone[],
+  measure: (candidate: Someone, seconds: number) => Promise<Sample>,
+): Entrant[] {
+  return field.map((candidate) => ({
+    name: candidate.name,
+    measure: (seconds) => measure(candidate, seconds),
+  }));
+}
+
+/** The rows of PostgreSQL: its servers are started when one of them is wanted. */
+const postgresIds = [
+  'select-c1',
+  'select-c8',
+  'select-c32',
+  'select-c8-tls',
+  'connect',
+  'connect-tls',
+  'connect-vault',
+  'copy',
+  'copy-tls',
+  'memory',
+];
+
+/** The rows of MySQL, likewise. */
+const mysqlIds = [
+  'mysql-select-c1',
+  'mysql-select-c8',
+  'mysql-select-c32',
+  'mysql-connect',
+  'mysql-result',
+  'mysql-change-user',
+];
 
 function contests(cast: Cast, { megabytes }: Plan): Contest[] {
   const select = (clients: number, tls = false): Contest => ({
     id: `select-c${clients}${tls ? '-tls' : ''}`,
     title: `select-only, prepared, ${clients} ${clients === 1 ? 'client' : 'clients'}${tls ? ', TLS verify-full' : ''}`,
     unit: 'tps',
-    field: tls ? cast.tls : cast.plain,
-    measure: (candidate, seconds) => pgbench(candidate, { clients, seconds }),
+    entrants: entrants(tls ? cast.tls : cast.plain, (candidate, seconds) =>
+      pgbench(candidate, { clients, seconds }),
+    ),
   });
   const connect = (id: string, title: string, field: Field): Contest => ({
     id,
     title,
     unit: 'tps',
-    field,
-    measure: (candidate, seconds) => pgbench(candidate, { clients: 4, seconds, reconnect: true }),
+    entrants: entrants(field, (candidate, seconds) =>
+      pgbench(candidate, { clients: 4, seconds, reconnect: true }),
+    ),
   });
   const copy = (id: string, title: string, field: Field): Contest => ({
     id,
     title,
     unit: 'MB/s',
-    field,
-    measure: (candidate) => copyOut(candidate, megabytes),
+    entrants: entrants(field, (candidate) => copyOut(candidate, megabytes)),
   });
   return [
     select(1),
@@ -72,20 +115,51 @@ function contests(cast: Cast, { megabytes }: Plan): Contest[] {
   ];
 }
 
+function mysqlContests(cast: MySqlCast, { resultMegabytes }: Plan): Contest[] {
+  const { label, generator } = cast;
+  const selects = (id: string, clients: number, field: readonly MySqlCandidate[], more = ''): Contest => ({
+    id,
+    title: `${label}, select by primary key, prepared, ${clients} ${clients === 1 ? 'client' : 'clients'}${more} (${generator})`,
+    unit: 'tps',
+    entrants: entrants(field, (candidate, seconds) => cast.pointSelects(candidate, { clients, seconds })),
+  });
+  return [
+    selects('mysql-select-c1', 1, cast.field),
+    selects('mysql-select-c8', 8, cast.field),
+    selects('mysql-select-c32', 32, cast.field),
+    {
+      id: 'mysql-connect',
+      title: `${label}, a connection per query, 4 clients (${generator})`,
+      unit: 'tps',
+      entrants: entrants(cast.field, (candidate, seconds) =>
+        cast.pointSelects(candidate, { clients: 4, seconds, reconnect: true }),
+      ),
+    },
+    {
+      id: 'mysql-result',
+      title: `${label}, a result of ${resultMegabytes} MB (command line client)`,
+      unit: 'MB/s',
+      entrants: entrants(cast.field, (candidate) => cast.bigResult(candidate, resultMegabytes)),
+    },
+    selects('mysql-change-user', 8, cast.withRelay, ', COM_CHANGE_USER looked for or not'),
+  ];
+}
+
 /** Everything once, a round at a time; the order of the candidates is reversed from one round to the next. */
 async function compete(chosen: readonly Contest[], plan: Plan): Promise<Row[]> {
   const samples = new Map(chosen.map(({ id }) => [id, {} as Record<string, Sample[]>]));
   say('warming up');
   // What is compiled while it runs needs it most; the others once, for the caches of the server.
-  for (const [i, { field, measure }] of chosen.entries())
-    for (const candidate of field) if (candidate.name === 'Postern' || i === 0) await measure(candidate, 1);
+  for (const [i, contest] of chosen.entries())
+    for (const { name, measure } of contest.entrants)
+      if (name === 'Postern' || name === 'relay' || i === 0) await measure(1);
   for (let round = 1; round <= plan.rounds; round += 1)
-    for (const { id, title, unit, field, measure } of chosen) {
+    for (const { id, title, unit, entrants: all } of chosen) {
       const told: string[] = [];
-      for (const candidate of round % 2 === 1 ? field : field.toReversed()) {
-        const sample = await measure(candidate, plan.seconds);
-        ((samples.get(id) ?? {})[candidate.name] ??= []).push(sample);
-        told.push(`${candidate.name} ${Math.round(sample.value)}`);
+      for (const { name, measure } of round % 2 === 1 ? all : all.toReversed()) {
+        const sample = await measure(plan.seconds);
+        ((samples.get(id) ?? {})[name] ??= []).push(sample);
+        told.push(`${name} ${Math.round(sample.value)}`);
       }
       say(`round ${round} of ${plan.rounds}: ${title}: ${told.join(', ')} ${unit}`);
     }
@@ -134,6 +208,7 @@ function plan(words: readonly string[]): Plan | string {
       seconds,
       only: values.only ?? [],
       megabytes: values.quick ? 50 : 200,
+      resultMegabytes: values.quick ? 50 : 300,
       idleSessions: values.quick ? 100 : 1000,
     };
   } catch (error) {
@@ -155,14 +230,14 @@ async function lookAround(): Promise<Before> {
   return { load: loadavg(), commit: commit?.code === 0 ? commit.stdout.trim() : undefined };
 }
 
-function facts(cast: Cast, before: Before): Record<string, string> {
+function facts(versions: Readonly<Record<string, string>>, before: Before): Record<string, string> {
   const load = (values: readonly number[]) => values.map((value) => value.toFixed(2)).join(' ');
   return {
     date: new Date().toISOString().slice(0, 16).replace('T', ' '),
     ...(before.commit !== undefined && { commit: before.commit }),
     machine: `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}, ${Math.round(totalmem() / 2 ** 30)} GiB; everything on this one machine`,
     Node: process.version,
-    ...cast.versions,
+    ...versions,
     'load average': `${load(before.load)} before, ${load(loadavg())} after (its own work included)`,
   };
 }
@@ -178,17 +253,23 @@ async function main(words: readonly string[]): Promise<number> {
     return chosen === '' ? 0 : 2;
   }
   const before = await lookAround();
-  say('starting PostgreSQL, Postern and PgBouncer');
   const interrupted = interruption();
   try {
-    await using cast = await assemble();
-    const entered = contests(cast, chosen).filter(({ id }) => wanted(id, chosen));
-    const results = await Promise.race([interrupted, measureAll(cast, entered, chosen)]);
+    await using stack = new AsyncDisposableStack();
+    const postgres = postgresIds.some((id) => wanted(id, chosen)) && stack.use(await startCast());
+    const missing = postgres ? [...postgres.missing] : [];
+    const mysql = mysqlIds.some((id) => wanted(id, chosen)) && (await startMySqlCast(stack, missing));
+    const entered = [
+      ...(postgres ? contests(postgres, chosen) : []),
+      ...(mysql ? mysqlContests(mysql, chosen) : []),
+    ].filter(({ id }) => wanted(id, chosen));
+    const results = await Promise.race([interrupted, measureAll(postgres || undefined, entered, chosen)]);
     if (typeof results === 'number') return 128 + results;
+    const versions = { ...(postgres && postgres.versions), ...(mysql && mysql.versions) };
     await keep({
       command: ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' '),
-      facts: facts(cast, before),
-      missing: cast.missing,
+      facts: facts(versions, before),
+      missing,
       ...results,
     });
     return 0;
@@ -199,15 +280,36 @@ async function main(words: readonly string[]): Promise<number> {
   }
 }
 
+async function startCast(): Promise<Cast> {
+  say('starting PostgreSQL, Postern and PgBouncer');
+  return await assemble();
+}
+
+/** Without MySQL and MariaDB the other rows are measured all the same. */
+async function startMySqlCast(
+  stack: AsyncDisposableStack,
+  missing: string[],
+): Promise<MySqlCast | undefined> {
+  say('starting MySQL and Postern');
+  try {
+    return stack.use(await assembleMySql());
+  } catch (error) {
+    if (!(error instanceof Unavailable)) throw error;
+    missing.push(`MySQL: ${error.message}`);
+    return undefined;
+  }
+}
+
 async function measureAll(
-  cast: Cast,
+  postgres: Cast | undefined,
   entered: readonly Contest[],
   chosen: Plan,
 ): Promise<{ rows: Row[]; memory: MemoryRow[] }> {
-  const [direct] = cast.plain;
-  if (direct && entered.length > 0) await fill(cast.postgres, direct, chosen.megabytes);
+  const [direct] = postgres?.plain ?? [];
+  if (postgres && direct && entered.some(({ id }) => postgresIds.includes(id)))
+    await fill(postgres.postgres, direct, chosen.megabytes);
   const rows = await compete(entered, chosen);
-  return { rows, memory: await countMemory(cast, chosen) };
+  return { rows, memory: postgres ? await countMemory(postgres, chosen) : [] };
 }
 
 async function keep(results: Results): Promise<void> {

@@ -54,4 +54,20 @@ describe('the report of the benchmark', () => {
     assert.deepEqual(cpuOf(measured, 'Postern'), [4]);
     assert.deepEqual(cpuOf(measured, 'direct'), []);
   });
+
+  it('compares Postern with `changeUser: relay` in a table of its own, within a round', () => {
+    const text = markdown(
+      results([row({ direct: [100, 100], Postern: [45, 90], relay: [50, 100] }), row({ direct: [1] })]),
+    );
+    const [, own = ''] = text.split('What it costs to look for COM_CHANGE_USER');
+    assert.match(
+      own,
+      /^\| select, tps \| +68 \(45 to 90\) \| +75 \(50 to 100\) \| 0\.90 \(0\.90 to 0\.90\) \|/m,
+    );
+    assert.equal(own.match(/^\| select, tps/gm)?.length, 1);
+  });
+
+  it('has no table of COM_CHANGE_USER where that was not measured', () => {
+    assert.doesNotMatch(markdown(results([row({ direct: [100], Postern: [50] })])), /COM_CHANGE_USER/);
+  });
 });
