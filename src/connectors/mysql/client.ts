@@ -43,6 +43,7 @@ export class Client {
   readonly #settings: Settings;
   readonly #leg: Leg;
   #greeted = false;
+  #refused = false;
   /** A client from before MySQL 4.1 knows no SQLSTATE. */
   #tooOld = false;
   #hello: Hello | undefined;
@@ -92,8 +93,10 @@ export class Client {
     return proved ? [fastAuthSuccess, ok] : [ok];
   }
 
-  /** Tells the client why it is not served, so that it hears it to the end. */
+  /** Tells the client why it is not served, so that it hears it to the end. Once: the first reason is the one that counts. */
   async refuse(error: PosternError): Promise<void> {
+    if (this.#refused) return;
+    this.#refused = true;
     try {
       if (error.code !== 'CLIENT_CLOSED' && !this.socket.destroyed) await this.#tell(error);
     } finally {

@@ -80,6 +80,8 @@ async function meet(
     session.note(described(hello, request));
     return { hello, request };
   } catch (error) {
+    // Before the courtesy to the server, which may take its time.
+    await client.refuse(PosternError.from(error));
     if (signal.aborted) server.socket.destroy();
     else await leave(server, settings, credentials);
     throw error;
