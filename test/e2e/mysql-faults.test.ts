@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { createServer } from 'node:net';
+import { createServer, connect as dial } from 'node:net';
 import { before, describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import mysql, { type Connection, type RowDataPacket } from 'mysql2/promise';
@@ -223,6 +223,37 @@ describe('MySQL through Postern, when something is wrong or changes', () => {
     const { errno, sqlState, ms } = await refusal(postern.port('db'));
     assert.deepEqual([errno, sqlState], [1159, '08S01']);
     assert.ok(ms > 900 && ms < 4000, `${ms} ms`);
+  });
+
+  test('a client that says nothing hears why it is left, and one that goes leaves the server in order', async (t) => {
+    const own = await startMySql({ kind: 'mysql9' });
+    t.after(own.stop);
+    const service = await serviceFor(bao, own, accountOf(own, 'sha2_user'));
+    const postern = await single(t, { ...service, limits: { loginTimeout: '1s' } });
+    const heard = await new Promise<Buffer>((resolve, reject) => {
+      const chunks: Buffer[] = [];
+      const socket = dial({ host: '127.0.0.1', port: postern.port('db') });
+      socket.on('data', (chunk) => chunks.push(chunk));
+      socket.on('end', () => resolve(Buffer.concat(chunks)));
+      socket.on('error', reject);
+      socket.setTimeout(8000, () => reject(new Error('nobody hung up')));
+    });
+    const error = heard.subarray(4 + heard.readUIntLE(0, 3));
+    assert.deepEqual([error[3], error[4], error.readUInt16LE(5)], [1, 0xff, 1159]);
+
+    for (let round = 0; round < 20; round += 1) {
+      await new Promise<void>((resolve, reject) => {
+        const socket = dial({ host: '127.0.0.1', port: postern.port('db') });
+        socket.once('data', () => socket.destroy());
+        socket.on('close', () => resolve());
+        socket.on('error', reject);
+      });
+    }
+    await sleep(500);
+    // The server counts logins that are begun and not ended, and blocks the host after a hundred.
+    const status = await mysqlQuery(own, `show global status like 'Aborted_connects'`);
+    assert.ok(Number(status[0]?.['Value']) <= 1, JSON.stringify(status));
+    assert.equal(await whoAmI(postern.port('db')), 'sha2_user@%');
   });
 
   test('an unchanged Secretless file runs', async (t) => {

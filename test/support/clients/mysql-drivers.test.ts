@@ -70,18 +70,6 @@ describe('clients of MySQL, straight to the servers', () => {
           if (refused.sqlstate !== null) assert.equal(refused.sqlstate, '28000');
         });
       }
-
-      if (!secure) continue;
-      it(`${driver.name} sends and gets 64 MiB on ${kind}`, async (t) => {
-        const info = await withServer(t, kind);
-        if (!info || !(await withDriver(t, driver))) return;
-        const account = info.accounts.find(({ user }) => user === everyone[kind]);
-        assert.ok(account);
-        const { host, port } = info;
-        const { user, password } = account;
-        const big = await driver.ask('big', { host, port, user, password, database: 'app' });
-        assert.deepEqual(big, { sent: big.sent, server: big.sent, back: big.sent });
-      });
     }
   }
 });
