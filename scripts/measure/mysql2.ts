@@ -2,13 +2,14 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { openSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { authPlugins } from 'mysql2';
 
 import { signWithPassword } from '../../src/connectors/mysql/auth/ed25519.ts';
 import { Authentication } from '../../src/connectors/mysql/auth/index.ts';
+import { writableMemory } from '../../test/support/memory.ts';
 
 const LOGINS = 100;
 const [, script = '', task, argument = '', detail = ''] = process.argv;
@@ -129,26 +130,6 @@ function scalarOf(secret: Buffer): Buffer {
   const order = 2n ** 252n + 27742317777372353535851937790883648493n;
   const number = BigInt(`0x${bytes.reverse().toString('hex')}`) % order;
   return Buffer.from(number.toString(16).padStart(64, '0'), 'hex').reverse();
-}
-
-function writableMemory(pid: number): Buffer[] {
-  const memory = openSync(`/proc/${pid}/mem`, 'r');
-  const regions: Buffer[] = [];
-  for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-    const [, from, to] = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line) ?? [];
-    if (!from || !to) continue;
-    const start = BigInt(`0x${from}`);
-    const size = Number(BigInt(`0x${to}`) - start);
-    if (size > 256 * 2 ** 20) continue; // reserved, not used
-    const region = Buffer.alloc(size);
-    try {
-      regions.push(region.subarray(0, readSync(memory, region, 0, size, start)));
-    } catch {
-      // Special mappings cannot be read.
-    }
-  }
-  closeSync(memory);
-  return regions;
 }
 
 /** In a process of its own, in case one of them never returns. */

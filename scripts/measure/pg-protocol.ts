@@ -2,11 +2,12 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { openSync, writeSync } from 'node:fs';
 import { serialize } from 'pg-protocol';
 import { Parser } from 'pg-protocol/dist/parser.js';
 
 import { passwordMessage } from '../../src/connectors/postgres/auth/password-message.ts';
+import { writableMemory } from '../../test/support/memory.ts';
 
 const LOGINS = 100;
 const [, script = '', task, argument = ''] = process.argv;
@@ -68,27 +69,6 @@ async function leftovers(how: string, collect: boolean): Promise<string> {
   const found = copies.filter((n) => n > 0).length;
   const total = copies.reduce((sum, n) => sum + n, 0);
   return `${collect ? 'after' : 'without'} a garbage collection: ${found} of ${LOGINS} (${total})`;
-}
-
-function writableMemory(pid: number): Buffer[] {
-  const memory = openSync(`/proc/${pid}/mem`, 'r');
-  const regions: Buffer[] = [];
-  for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-    const [, from, to] = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line) ?? [];
-    if (!from || !to) continue;
-    const start = BigInt(`0x${from}`);
-    const size = Number(BigInt(`0x${to}`) - start);
-    if (size > 256 * 2 ** 20) continue; // reserved, not used
-    const region = Buffer.alloc(size);
-    try {
-      const read = readSync(memory, region, 0, size, start);
-      regions.push(region.subarray(0, read));
-    } catch {
-      // Special mappings cannot be read.
-    }
-  }
-  closeSync(memory);
-  return regions;
 }
 
 function count(regions: readonly Buffer[], needle: Buffer): number {

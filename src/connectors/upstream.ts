@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
+import { TLSSocket } from 'node:tls';
 import * as z from 'zod';
 
 import type { Address } from '../core/address.ts';
@@ -241,4 +242,21 @@ function tooSlow({ address }: Target, timeout: number): PosternError {
     'UPSTREAM_UNREACHABLE',
     `${nameOf(address)} did not take the connection within ${timeout / 1000} s`,
   );
+}
+
+/** What a session's log line says of its login. */
+export function loginFacts({
+  address,
+  method,
+  socket,
+}: {
+  readonly address: Address;
+  readonly method: string;
+  readonly socket: Socket;
+}): { readonly upstream: string; readonly auth: string; readonly upstreamTls: string } {
+  return {
+    upstream: nameOf(address),
+    auth: method,
+    upstreamTls: socket instanceof TLSSocket ? String(socket.getProtocol()) : 'none',
+  };
 }

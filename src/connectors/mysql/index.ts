@@ -3,7 +3,7 @@ import { Deadline } from '../../core/deadline.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { Probe, Session } from '../../core/session.ts';
 import { type CredentialNames, defineConnector, type Protocol } from '../connector.ts';
-import { nameOf, serverCredentials } from '../upstream.ts';
+import { loginFacts, serverCredentials } from '../upstream.ts';
 import { ChangeUserWatch } from './change-user.ts';
 import { Client, type Hello } from './client.ts';
 import { type LoggedIn, leave, logIn, quit } from './login.ts';
@@ -46,7 +46,7 @@ async function serve(session: Session, settings: Settings): Promise<void> {
       const { hello, request } = await meet(client, server, session, settings, credentials, signal);
       return { hello, loggedIn: await logIn(server, request, settings, credentials, signal) };
     });
-    session.note(reached(loggedIn));
+    session.note(loginFacts(loggedIn));
     client.welcome(loggedIn.ok);
     await session.relay(client.socket, loggedIn.socket, watchOf(session, client, hello, loggedIn, settings));
   } catch (thrown) {
@@ -111,24 +111,13 @@ function described({ response }: Hello, { database }: LoginRequest): Record<stri
   };
 }
 
-function reached({ address, method, socket }: LoggedIn): Record<string, string> {
-  return {
-    upstream: nameOf(address),
-    auth: method,
-    upstreamTls:
-      'getProtocol' in socket && typeof socket.getProtocol === 'function'
-        ? String(socket.getProtocol())
-        : 'none',
-  };
-}
-
 async function tryLogin(probe: Probe, settings: Settings): Promise<string> {
   return await probe.withCredentials(async (credentials, signal) => {
     const server = await findServer(settings, credentials, signal);
     const request = bareRequest(server.greeting, settings);
     const loggedIn = await logIn(server, request, settings, credentials, signal);
     quit(loggedIn);
-    const { upstream, auth, upstreamTls } = reached(loggedIn);
+    const { upstream, auth, upstreamTls } = loginFacts(loggedIn);
     return `logged in to ${upstream} as ${credentials.text('username')} (${auth}, TLS ${upstreamTls})`;
   });
 }

@@ -2,6 +2,7 @@ import type { Credentials } from '../../core/credentials.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { Probe, Session } from '../../core/session.ts';
 import { type CredentialNames, defineConnector, type Protocol } from '../connector.ts';
+import { loginFacts, serverCredentials } from '../upstream.ts';
 import { CancelKeys } from './cancel.ts';
 import { Client, type StartupHello } from './client.ts';
 import { type LoggedIn, logIn } from './login.ts';
@@ -22,18 +23,7 @@ import { type Settings, secretlessSettings, settings } from './settings.ts';
 
 const names = {
   required: ['username'],
-  optional: [
-    'password',
-    'host',
-    'port',
-    'address',
-    'sslmode',
-    'sslrootcert',
-    'sslcert',
-    'sslkey',
-    'sslpassword',
-    'sslhost',
-  ],
+  optional: ['password', 'address', ...serverCredentials],
   others: 'sent to the server as a startup parameter of that name, which the client cannot override',
 } as const satisfies CredentialNames;
 const known: ReadonlySet<string> = new Set([...names.required, ...names.optional]);
@@ -86,7 +76,7 @@ async function serve(session: Session, settings: Settings): Promise<void> {
       session.note(described(hello, request));
       return await logIn(request, settings, credentials, signal);
     });
-    session.note(reached(loggedIn));
+    session.note(loginFacts({ ...loggedIn, address: loggedIn.reached.address }));
 
     using cancelKey =
       loggedIn.backendKey && cancelKeys.issue(loggedIn.backendKey, loggedIn.reached, hello.minor);
@@ -139,17 +129,6 @@ function described(hello: StartupHello, { database, askedUser }: StartupRequest)
   };
 }
 
-function reached({ reached: { address }, method, socket }: LoggedIn): Record<string, string> {
-  return {
-    upstream: address.kind === 'unix' ? address.path : `${address.host}:${address.port}`,
-    auth: method,
-    upstreamTls:
-      'getProtocol' in socket && typeof socket.getProtocol === 'function'
-        ? String(socket.getProtocol())
-        : 'none',
-  };
-}
-
 async function tryLogin(probe: Probe, settings: Settings): Promise<string> {
   return await probe.withCredentials(async (credentials, signal) => {
     const pinned = pinnedParameters(settings, credentials);
@@ -160,7 +139,7 @@ async function tryLogin(probe: Probe, settings: Settings): Promise<string> {
       const loggedIn = await logIn(request, settings, credentials, signal);
       loggedIn.socket.end(encodeMessage('X'));
       loggedIn.socket.destroySoon();
-      const { upstream, auth, upstreamTls } = reached(loggedIn);
+      const { upstream, auth, upstreamTls } = loginFacts({ ...loggedIn, address: loggedIn.reached.address });
       return `logged in to ${upstream} as ${user} (${auth}, TLS ${upstreamTls})`;
     } catch (error) {
       // The login itself succeeded; which database applications ask for is theirs to say.

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { createHash, generateKeyPairSync, pbkdf2Sync } from 'node:crypto';
 import { once } from 'node:events';
-import { openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { openSync, writeSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { Authentication } from '../../../../src/connectors/mysql/auth/index.ts';
 import type { AuthRequest } from '../../../../src/connectors/mysql/auth/plugin.ts';
 import { encodeHandshakeResponse, encodePacket } from '../../../../src/connectors/mysql/packets.ts';
+import { writableMemory } from '../../../support/memory.ts';
 import { channels, nonce, request, salt, strict } from './request.ts';
 
 const PASSWORDS = 8;
@@ -160,23 +161,4 @@ function reduced(scalar: Buffer): Buffer {
   const order = 2n ** 252n + 27742317777372353535851937790883648493n;
   const number = BigInt(`0x${Buffer.from(scalar).reverse().toString('hex')}`) % order;
   return Buffer.from(number.toString(16).padStart(64, '0'), 'hex').reverse();
-}
-
-function writableMemory(pid: number): Buffer[] {
-  const memory = openSync(`/proc/${pid}/mem`, 'r');
-  const regions: Buffer[] = [];
-  for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-    const [, from, to] = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line) ?? [];
-    if (!from || !to) continue;
-    const start = BigInt(`0x${from}`);
-    const size = Number(BigInt(`0x${to}`) - start);
-    if (size > 256 * 2 ** 20) continue; // reserved, not used
-    const region = Buffer.alloc(size);
-    try {
-      regions.push(region.subarray(0, readSync(memory, region, 0, size, start)));
-    } catch {
-      // Special mappings cannot be read.
-    }
-  }
-  return regions;
 }

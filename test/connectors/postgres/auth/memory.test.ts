@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { createHash, createHmac, pbkdf2Sync } from 'node:crypto';
 import { once } from 'node:events';
-import { openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { openSync, writeSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
@@ -10,6 +10,7 @@ import { md5Response } from '../../../../src/connectors/postgres/auth/md5.ts';
 import { passwordMessage, saslResponse } from '../../../../src/connectors/postgres/auth/password-message.ts';
 import { saslprep } from '../../../../src/connectors/postgres/auth/saslprep.ts';
 import { ScramClient } from '../../../../src/connectors/postgres/auth/scram.ts';
+import { writableMemory } from '../../../support/memory.ts';
 
 const PASSWORDS = 8;
 
@@ -95,23 +96,4 @@ function secretsOf(password: Buffer): [string, Buffer | string][] {
     ['StoredKey', createHash('sha256').update(clientKey).digest()],
     ['ServerKey', createHmac('sha256', saltedPassword).update('Server Key').digest()],
   ];
-}
-
-function writableMemory(pid: number): Buffer[] {
-  const memory = openSync(`/proc/${pid}/mem`, 'r');
-  const regions: Buffer[] = [];
-  for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-    const [, from, to] = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line) ?? [];
-    if (!from || !to) continue;
-    const start = BigInt(`0x${from}`);
-    const size = Number(BigInt(`0x${to}`) - start);
-    if (size > 256 * 2 ** 20) continue; // reserved, not used
-    const region = Buffer.alloc(size);
-    try {
-      regions.push(region.subarray(0, readSync(memory, region, 0, size, start)));
-    } catch {
-      // Special mappings cannot be read.
-    }
-  }
-  return regions;
 }
