@@ -11,6 +11,9 @@ const ATTEMPT_DELAY = 250;
 const MOST_ADDRESSES = 64;
 const KEEPALIVE_DELAY = 30_000;
 
+/** Made once: without a reason every abort would build an error with a stack trace. */
+const outrun = new Error('another address connected first');
+
 /** A connected socket and the exact address it reached, so that a cancel request can go to the same server. */
 export interface Dialled {
   readonly socket: Socket;
@@ -25,6 +28,7 @@ export async function dial(target: Address, signal: AbortSignal): Promise<Dialle
   signal.throwIfAborted();
   if (target.kind === 'unix') return { socket: await connectTo(target, signal), address: target };
   const addresses = await resolve(target, signal);
+  signal.throwIfAborted();
   return await race(target, addresses, signal);
 }
 
@@ -70,7 +74,7 @@ async function race(target: Address, addresses: readonly Address[], signal: Abor
       (socket) => {
         if (losers.signal.aborted) socket.destroy();
         else resolve({ socket, address });
-        losers.abort();
+        losers.abort(outrun);
       },
       (error: unknown) => {
         failures.push(`${formatAddress(address).slice('tcp://'.length)} ${reasonOf(error)}`);
@@ -88,7 +92,7 @@ async function race(target: Address, addresses: readonly Address[], signal: Abor
     return await promise;
   } finally {
     clearTimeout(delay);
-    losers.abort();
+    losers.abort(outrun);
     signal.removeEventListener('abort', abort);
   }
 }

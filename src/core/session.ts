@@ -110,7 +110,7 @@ export class ClientSession implements Session {
     this.#service = service;
     this.log = service.log.child({ session: this.id });
     this.localTls = service.localTls;
-    this.#peer = client.remoteAddress === undefined ? 'unix' : `${client.remoteAddress}:${client.remotePort}`;
+    this.#peer = peerOf(client);
     // A broken client connection always ends in 'close', which whoever reads or writes then notices.
     client.on('error', (error) => this.log.trace({ reason: reasonOf(error) }, 'client connection failed'));
   }
@@ -227,6 +227,12 @@ export class ClientSession implements Session {
     else if (outcome === 'CLIENT_CLOSED') this.log.debug(line, 'session ended');
     else this.log.warn(line, 'session failed');
   }
+}
+
+/** A unix socket has no addresses at all; a TCP client that is already gone has lost only its own. */
+function peerOf(client: Socket): string {
+  if (client.remoteAddress !== undefined) return `${client.remoteAddress}:${client.remotePort}`;
+  return client.localAddress === undefined ? 'unix' : 'gone';
 }
 
 function shutdown(): PosternError {

@@ -1,3 +1,4 @@
+import { hash, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { isIP, type Socket } from 'node:net';
 import {
@@ -68,24 +69,8 @@ export async function startTls(socket: Socket, tls: ClientTls, signal: AbortSign
 }
 
 function connectionOptions(tls: ClientTls): ConnectionOptions {
-  const { verify, serverName, minVersion, alpn, ca, cert, key, passphrase } = tls;
-  let secureContext: SecureContext;
-  try {
-    secureContext = createSecureContext({
-      minVersion,
-      ...(ca && { ca }),
-      ...(cert && { cert }),
-      ...(key && { key }),
-      // Node takes the passphrase as a string only: one copy of it that cannot be wiped.
-      ...(passphrase && { passphrase: passphrase.toString('utf8') }),
-    });
-  } catch (cause) {
-    throw new PosternError(
-      'UPSTREAM_TLS',
-      `a CA, client certificate or key cannot be used (${reasonOf(cause)})`,
-      { cause },
-    );
-  }
+  const { verify, serverName, alpn } = tls;
+  const secureContext = contextFor(tls);
   return {
     secureContext,
     servername: isIP(serverName) ? '' : serverName,
@@ -94,6 +79,41 @@ function connectionOptions(tls: ClientTls): ConnectionOptions {
     ...(verify !== 'verify-full' && { checkServerIdentity: () => undefined }),
     ...(alpn !== undefined && { ALPNProtocols: [alpn] }),
   };
+}
+
+/**
+ * Contexts without a client key, by what they trust. Each is about a hundred kilobytes outside of JavaScript's heap,
+ * which its collector does not see: one for each connection would fill the memory before it is ever collected.
+ */
+const trustOnly = new Map<string, SecureContext>();
+const MOST_CONTEXTS = 64;
+
+function contextFor({ minVersion, ca, cert, key, passphrase }: ClientTls): SecureContext {
+  const shared = key
+    ? undefined
+    : `${minVersion} ${ca ? hash('sha256', ca) : ''} ${cert ? hash('sha256', cert) : ''}`;
+  const known = shared === undefined ? undefined : trustOnly.get(shared);
+  if (known) return known;
+  try {
+    // OpenSSL takes a text without a certificate for an empty list, and trusts nobody: this says what is wrong.
+    if (ca) void new X509Certificate(ca);
+    const context = createSecureContext({
+      minVersion,
+      ...(ca && { ca }),
+      ...(cert && { cert }),
+      ...(key && { key }),
+      // Node takes the passphrase as a string only: one copy of it that cannot be wiped.
+      ...(passphrase && { passphrase: passphrase.toString('utf8') }),
+    });
+    if (shared !== undefined) {
+      if (trustOnly.size >= MOST_CONTEXTS) trustOnly.clear();
+      trustOnly.set(shared, context);
+    }
+    return context;
+  } catch (cause) {
+    const why = `a CA, client certificate or key cannot be used (${reasonOf(cause)})`;
+    throw new PosternError('UPSTREAM_TLS', why, { cause });
+  }
 }
 
 const explanations: Readonly<Record<string, string>> = {

@@ -8,6 +8,8 @@ const MOST_KEYS = 16;
 export class DerivedKeys {
   #fingerprint: Buffer = Buffer.alloc(0);
   readonly #keys = new Map<string, Buffer>();
+  /** Computations under way; each settles when its key is kept, or was not to be had. */
+  readonly #computing = new Map<string, Promise<void>>();
 
   /** The bytes kept under `label`, computed when there are none. A copy, which the caller wipes. */
   async get(fingerprint: Buffer, label: string, compute: () => Promise<Buffer>): Promise<Buffer> {
@@ -22,16 +24,30 @@ export class DerivedKeys {
       this.#keys.set(label, kept);
       return Buffer.from(kept);
     }
-    const computed = await compute();
-    // The credentials may have changed meanwhile, or another login may have been faster.
-    if (fingerprint.equals(this.#fingerprint) && !this.#keys.has(label))
-      this.#keep(label, Buffer.from(computed));
-    return computed;
+    // Five hundred logins at once are one computation: the others wait for it and take what it has left here.
+    const underWay = this.#computing.get(label);
+    if (underWay) {
+      await underWay;
+      return await this.get(fingerprint, label, compute);
+    }
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#computing.set(label, promise);
+    try {
+      const computed = await compute();
+      // The credentials may have changed meanwhile.
+      if (fingerprint.equals(this.#fingerprint) && !this.#keys.has(label))
+        this.#keep(label, Buffer.from(computed));
+      return computed;
+    } finally {
+      if (this.#computing.get(label) === promise) this.#computing.delete(label);
+      resolve();
+    }
   }
 
   wipe(): void {
     for (const key of this.#keys.values()) key.fill(0);
     this.#keys.clear();
+    this.#computing.clear();
     this.#fingerprint = Buffer.alloc(0);
   }
 

@@ -5,6 +5,7 @@ import { PosternError } from '../core/errors.ts';
 import type { Secret } from '../core/secret.ts';
 import type { Grant, Provider } from '../providers/provider.ts';
 import { DerivedKeys } from './derived-keys.ts';
+import { Flight } from './flight.ts';
 
 /** A credential of a service: which provider has it, and under which reference. */
 export interface SourceReference {
@@ -26,14 +27,18 @@ interface Fetched extends Disposable {
 const fingerprintKey = randomBytes(32);
 
 /**
- * Where the credentials of one service come from. A static secret is asked of its provider for every login;
- * nothing but keys derived from it outlives the loan.
+ * Where the credentials of one service come from. A static secret is asked of its provider for every login, once for
+ * all who ask at the same time; nothing but keys derived from it outlives the loans.
  */
 export class CredentialSource implements Disposable {
   readonly #references: ReadonlyMap<string, SourceReference>;
   readonly #provider: (name: string) => Provider;
   readonly #observe: ObserveFetch;
   readonly #derived = new DerivedKeys();
+  #flights = 0;
+  #flight: Flight<Fetched> | undefined;
+  /** The credentials that were rejected last, and how many flights there had been then. */
+  #rejected: { readonly fingerprint: Buffer; readonly flights: number } | undefined;
 
   constructor(
     references: ReadonlyMap<string, SourceReference>,
@@ -56,45 +61,86 @@ export class CredentialSource implements Disposable {
     onFetched: (versions: string) => void = () => {},
   ): Promise<T> {
     let rejected: { readonly error: PosternError; readonly fingerprint: Buffer };
+    const flight = this.#flight ?? this.#takeOff();
     {
-      using first = await this.#fetch(signal);
-      onFetched(first.versions);
+      using loan = await this.#board(flight, signal);
+      const { credentials, fingerprint, versions } = loan.answer;
+      onFetched(versions);
       try {
-        return await use(first.credentials, signal);
+        return await use(credentials, signal);
       } catch (error) {
         if (!(error instanceof PosternError && error.code === 'UPSTREAM_REJECTED')) throw error;
-        rejected = { error, fingerprint: first.fingerprint };
+        rejected = { error, fingerprint };
       }
     }
-    using second = await this.#fetch(signal);
-    if (timingSafeEqual(second.fingerprint, rejected.fingerprint)) throw rejected.error;
-    onFetched(second.versions);
-    return await use(second.credentials, signal);
+    using loan = await this.#board(this.#flightAfterRejection(rejected.fingerprint), signal);
+    const { credentials, fingerprint, versions } = loan.answer;
+    if (timingSafeEqual(fingerprint, rejected.fingerprint)) throw rejected.error;
+    onFetched(versions);
+    return await use(credentials, signal);
   }
 
   [Symbol.dispose](): void {
     this.#derived.wipe();
   }
 
-  /** Asks every provider once, all at the same time; on failure what the others answered is wiped. */
+  /**
+   * A flight that took off after these credentials were rejected for the first time: one before that may bring the
+   * same again. All who are rejected with them share it, so that a storm of rejections is no storm of questions.
+   */
+  #flightAfterRejection(fingerprint: Buffer): Flight<Fetched> {
+    if (!this.#rejected?.fingerprint.equals(fingerprint))
+      this.#rejected = { fingerprint, flights: this.#flights };
+    const { flights } = this.#rejected;
+    return this.#flight && this.#flight.number > flights ? this.#flight : this.#takeOff();
+  }
+
+  #takeOff(): Flight<Fetched> {
+    this.#flights += 1;
+    const flight: Flight<Fetched> = new Flight(
+      this.#flights,
+      (signal) => this.#fetch(signal),
+      () => {
+        if (this.#flight === flight) this.#flight = undefined;
+      },
+    );
+    this.#flight = flight;
+    return flight;
+  }
+
+  /** A provider that runs into the login's deadline is a provider's failure: say which, and let clients retry. */
+  async #board(flight: Flight<Fetched>, signal: AbortSignal): ReturnType<Flight<Fetched>['board']> {
+    try {
+      return await flight.board(signal);
+    } catch (thrown) {
+      const late = thrown === signal.reason && thrown instanceof PosternError && thrown.code === 'TIMEOUT';
+      if (!late) throw thrown;
+      const names = [...new Set(this.#references.values().map(({ provider }) => `"${provider}"`))].join(', ');
+      throw new PosternError('PROVIDER_UNAVAILABLE', `provider ${names} did not answer in time`, {
+        cause: thrown,
+      });
+    }
+  }
+
+  /** Asks every provider once, all at the same time. The first failure ends the others and wipes what they brought. */
   async #fetch(signal: AbortSignal): Promise<Fetched> {
     const byProvider = Map.groupBy(this.#references, ([, { provider }]) => provider);
+    const failed = new AbortController();
     const answers = await Promise.allSettled(
-      [...byProvider].map(async ([provider, entries]) => ({
-        provider,
-        entries,
-        grant: await this.#ask(
-          provider,
-          entries.map(([, { get }]) => get),
-          signal,
-        ),
-      })),
+      [...byProvider].map(async ([provider, entries]) => {
+        const references = entries.map(([, { get }]) => get);
+        try {
+          return { provider, entries, grant: await this.#ask(provider, references, signal, failed.signal) };
+        } catch (error) {
+          failed.abort(error);
+          throw error;
+        }
+      }),
     );
     const granted = answers.flatMap((answer) => (answer.status === 'fulfilled' ? [answer.value] : []));
-    const failed = answers.find((answer) => answer.status === 'rejected');
-    if (failed) {
+    if (failed.signal.aborted) {
       for (const { grant } of granted) for (const secret of grant.secrets) secret.wipe();
-      throw failed.reason;
+      throw failed.signal.reason;
     }
 
     const secrets = new Map<string, Secret>();
@@ -113,31 +159,29 @@ export class CredentialSource implements Disposable {
     return { credentials, fingerprint, versions, [Symbol.dispose]: () => credentials[Symbol.dispose]() };
   }
 
-  async #ask(name: string, references: readonly string[], signal: AbortSignal): Promise<Grant> {
+  /** `pointless` aborts when another provider has failed: then the answer is of no use, and its lack no failure. */
+  async #ask(
+    name: string,
+    references: readonly string[],
+    signal: AbortSignal,
+    pointless: AbortSignal,
+  ): Promise<Grant> {
     const started = performance.now();
-    const told = (outcome: 'ok' | PosternError['code']) =>
-      this.#observe(name, outcome, (performance.now() - started) / 1000);
+    const told = (outcome: 'ok' | PosternError['code']) => {
+      if (!pointless.aborted) this.#observe(name, outcome, (performance.now() - started) / 1000);
+    };
     try {
-      const grant = await this.#provider(name).fetch(references, signal);
+      const grant = await this.#provider(name).fetch(references, AbortSignal.any([signal, pointless]));
       told('ok');
       return grant;
     } catch (thrown) {
-      const error = this.#providerError(name, thrown, signal);
+      const error =
+        thrown instanceof PosternError
+          ? thrown
+          : new PosternError('PROVIDER_FAILED', `provider "${name}" failed unexpectedly`, { cause: thrown });
       told(error.code);
       throw error;
     }
-  }
-
-  /** A provider that runs into the login's deadline is a provider's failure: say which, and let clients retry. */
-  #providerError(name: string, thrown: unknown, signal: AbortSignal): PosternError {
-    const reason: unknown = signal.aborted ? signal.reason : undefined;
-    if (reason instanceof PosternError && reason.code === 'TIMEOUT')
-      return new PosternError('PROVIDER_UNAVAILABLE', `provider "${name}" did not answer in time`, {
-        cause: thrown,
-      });
-    if (reason instanceof PosternError) return reason;
-    if (thrown instanceof PosternError) return thrown;
-    return new PosternError('PROVIDER_FAILED', `provider "${name}" failed unexpectedly`, { cause: thrown });
   }
 }
 

@@ -299,6 +299,23 @@ describe('a relay that begins too late', () => {
   });
 });
 
+describe('a relay from a plain client to a TLS server', () => {
+  it('survives a client that breaks off, and tells the server', async () => {
+    const [[client, toClient], [toServer, server]] = await Promise.all([
+      socketPair(),
+      tlsPair(secureContext),
+    ]);
+    const relay = new Relay(toClient, toServer, { idleTimeout: 0 });
+    const atServer = collect(server);
+    client.write('begin');
+    await until('the bytes to arrive', () => relay.bytes.fromClient === 5);
+    client.resetAndDestroy();
+    assert.equal((await atServer).bytes.toString(), 'begin');
+    assert.equal(await endOf({ client, server, relay, inner: [toClient, toServer] }), 'client-broke');
+    server.destroy();
+  });
+});
+
 describe('the bytes of a relay', () => {
   it('come out as they went in, whatever the pieces and whoever ends first', async () => {
     const pieces = fc.array(fc.integer({ min: 1, max: 200_000 }), { maxLength: 12 });

@@ -168,11 +168,17 @@ export class ServerEnd extends Peer {
 
   /** Answers the SSLRequest and makes the server's half of the handshake. */
   async acceptTls(secureContext: SecureContext, alpn: readonly string[] = []): Promise<TLSSocket> {
+    // What has come already is the beginning of the handshake.
+    this.socket.pause().removeAllListeners('data');
+    const early = this.takeAll();
+    if (early.length > 0) this.socket.unshift(early);
     const secure = new TLSSocket(this.socket, {
       isServer: true,
       secureContext,
       ...(alpn.length > 0 && { ALPNProtocols: [...alpn] }),
     });
+    // At once: who leaves after the handshake may do so together with its last message.
+    secure.on('end', () => secure.end());
     const ended = new Promise((_resolve, reject) => {
       secure.on('error', () => reject(new PeerGone('TLS failed')));
       secure.on('close', () => reject(new PeerGone('closed during TLS')));

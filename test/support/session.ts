@@ -78,6 +78,11 @@ export class Peer {
   /** All bytes until the other side is done. */
   async rest(): Promise<Buffer> {
     await until('the end of the connection', () => this.#ended);
+    return this.takeAll();
+  }
+
+  /** What there is now, without waiting. */
+  takeAll(): Buffer {
     const { received } = this;
     this.#received = [];
     return received;
@@ -111,6 +116,7 @@ export class Peer {
   wear(secure: TLSSocket): void {
     this.#socket = secure;
     this.#received = [];
+    this.#ended = secure.readableEnded;
     this.#listen(secure);
   }
 

@@ -10,8 +10,9 @@ interface Entry {
   readonly given: BackendKey;
   readonly real: BackendKey;
   readonly server: Target;
-  /** At most one request at a time, whatever a client sends. */
+  /** At most one request at a time, whatever a client sends; those that come meanwhile are one, for the query after. */
   underWay: Promise<void> | undefined;
+  waiting: Promise<void> | undefined;
 }
 
 /**
@@ -29,7 +30,7 @@ export class CancelKeys {
   /** A key for a client; protocol 3.0 knows keys of 4 bytes only, 3.2 has 32. Disposing it forgets it. */
   issue(real: BackendKey, server: Target, minor: number): Disposable & { readonly given: BackendKey } {
     const given = { pid: real.pid, key: randomBytes(minor >= 2 ? 32 : 4) };
-    const entry: Entry = { given, real, server, underWay: undefined };
+    const entry: Entry = { given, real, server, underWay: undefined, waiting: undefined };
     const entries = this.#byPid.get(real.pid) ?? new Set();
     this.#byPid.set(real.pid, entries.add(entry));
     const forget = () => {
@@ -46,9 +47,21 @@ export class CancelKeys {
   async forward(asked: BackendKey, timeout: number, signal: AbortSignal): Promise<boolean> {
     const entry = this.#find(asked);
     if (!entry) return false;
-    entry.underWay ??= send(entry, timeout, signal).finally(() => (entry.underWay = undefined));
-    await entry.underWay;
+    await (entry.underWay
+      ? this.#sendAfter(entry, entry.underWay, timeout, signal)
+      : start(entry, timeout, signal));
     return true;
+  }
+
+  /** The one under way may have hit a query that is over by now. */
+  async #sendAfter(entry: Entry, before: Promise<void>, timeout: number, signal: AbortSignal): Promise<void> {
+    entry.waiting ??= before
+      .catch(() => {})
+      .then(() => {
+        entry.waiting = undefined;
+        return start(entry, timeout, signal);
+      });
+    await entry.waiting;
   }
 
   #find({ pid, key }: BackendKey): Entry | undefined {
@@ -56,6 +69,11 @@ export class CancelKeys {
       if (entry.given.key.length === key.length && timingSafeEqual(entry.given.key, key)) return entry;
     return undefined;
   }
+}
+
+async function start(entry: Entry, timeout: number, signal: AbortSignal): Promise<void> {
+  entry.underWay = send(entry, timeout, signal).finally(() => (entry.underWay = undefined));
+  await entry.underWay;
 }
 
 async function send({ real, server }: Entry, timeout: number, signal: AbortSignal): Promise<void> {

@@ -69,7 +69,14 @@ export function textOf(bytes: string): string {
   return Buffer.from(bytes, 'latin1').toString('utf8');
 }
 
+/** The client's own parameters cannot hold a zero byte; those of the configuration and of the credentials can. */
 export function encodeStartup(parameters: readonly Parameter[]): Buffer {
+  const bad = parameters.find((parameter) => parameter.join('').includes('\0'));
+  if (bad)
+    throw new PosternError(
+      'CONFIG_INVALID',
+      `the startup parameter "${textOf(bad[0])}" has a zero byte in it`,
+    );
   const list = parameters.map(([name, value]) => `${name}\0${value}\0`).join('');
   return encodePacket(int32(3 << 16), Buffer.from(`${list}\0`, 'latin1'));
 }

@@ -82,7 +82,12 @@ class Policy {
 
   constructor({ parameters }: Settings, pinned: readonly Parameter[]) {
     this.#settings = parameters;
-    this.#pinned = new Set(pinned.map(([name]) => canonical(name)));
+    // What the configuration sets through its own `options` is set by the configuration too.
+    const inOptions = pinned
+      .filter(([name]) => name === 'options')
+      .flatMap(([, value]) => readOptions(value));
+    const names = [...pinned.map(([name]) => name), ...inOptions.flatMap((setting) => setting?.name ?? [])];
+    this.#pinned = new Set(names.map(canonical));
     this.#allowed = parameters.allow && new Set(parameters.allow.map((name) => canonical(byteString(name))));
     this.#denied = new Set((parameters.deny ?? []).map((name) => canonical(byteString(name))));
   }
@@ -123,25 +128,38 @@ function canonical(name: string): string {
   return oldNames.get(lower) ?? lower;
 }
 
+/** Settings within command-line options; behind a policy only settings are understood. */
+function splitOptions(options: string): Setting[] {
+  return readOptions(options).map((setting) => {
+    if (!setting) throw unknownOption();
+    return setting;
+  });
+}
+
+interface Setting {
+  readonly name: string;
+  readonly value: string;
+}
+
 /**
  * Splits command-line options as the server does (pg_split_opts: white space separates, a backslash takes the next
- * character as it is). Behind a policy only settings are understood: `-c name=value`, `-cname=value`, `--name=value`.
+ * character as it is). A setting is `-c name=value`, `-cname=value` or `--name=value`; undefined: another option.
  */
-function splitOptions(options: string): { name: string; value: string }[] {
+function readOptions(options: string): (Setting | undefined)[] {
   // Not \s, which is wider than isspace(): it would also split the bytes of "à" in UTF-8.
   const words = [...options.matchAll(/(?:\\[^]|[^ \t\n\v\f\r\\])+/g)].map(([word]) =>
     word.replaceAll(/\\([^])/g, '$1'),
   );
-  const found: { name: string; value: string }[] = [];
+  const found: (Setting | undefined)[] = [];
   for (let i = 0; i < words.length; i += 1) {
     const word = words[i] ?? '';
-    let setting: string;
+    let setting = '';
     if (word === '-c') setting = words[(i += 1)] ?? '';
     else if (word.startsWith('-c') || word.startsWith('--')) setting = word.slice(2);
-    else throw unknownOption();
     const [, name, value] = /^([^=]+)=([^]*)$/.exec(setting) ?? [];
-    if (name === undefined || value === undefined) throw unknownOption();
-    found.push({ name: name.replaceAll('-', '_'), value });
+    found.push(
+      name === undefined || value === undefined ? undefined : { name: name.replaceAll('-', '_'), value },
+    );
   }
   return found;
 }

@@ -15,6 +15,13 @@ export function review(settings: Settings, credentials: ReadonlySet<string>): Re
         'cannot be set here: use the credential "username", `database` or `replication`',
       );
 
+  for (const name of credentials)
+    if (['user', 'database', 'replication'].includes(name.toLowerCase()))
+      problem(
+        ['credentials', name],
+        'cannot be a credential: use "username", config.database or config.replication',
+      );
+
   const needsBinding = settings.channelBinding === 'require' || settings.minimumAuth === 'scram-sha-256-plus';
   if (needsBinding && (onlySockets || (tls.mode === 'disable' && !credentials.has('sslmode'))))
     problem(['config', 'tls', 'mode'], 'channel binding needs TLS');

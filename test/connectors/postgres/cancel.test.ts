@@ -123,7 +123,7 @@ describe('a cancel key', () => {
     assert.deepEqual([one.requests.length, two.requests.length], [1, 1]);
   });
 
-  it('is one request for the server, however many come while it is under way', async () => {
+  it('is one request at a time for the server, and one more for all that come while it is under way', async () => {
     const { fake, requests, release } = await cancelled(true);
     await using _ = fake;
     const keys = new CancelKeys();
@@ -137,9 +137,10 @@ describe('a cancel key', () => {
     assert.equal(taken, 0, 'a client is told that the server took the request before it did');
     release();
     await Promise.all(all);
-    assert.equal(requests.length, 1);
-    assert.equal(await keys.forward(issued.given, 5000, never), true);
+    // The first may have hit a query that was over: one of the others may be meant for the next.
     assert.equal(requests.length, 2);
+    assert.equal(await keys.forward(issued.given, 5000, never), true);
+    assert.equal(requests.length, 3);
   });
 
   it('fails with the reason when the server cannot be reached, and works again after that', async () => {
