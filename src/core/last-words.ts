@@ -1,50 +1,51 @@
 import { readSync } from 'node:fs';
 import type { Socket } from 'node:net';
 
-/** More than this is no last word. */
-const MOST_BYTES = 1024 * 1024;
-const PIECE = 64 * 1024;
+/** What a server says before it breaks off is an error text, not a result. */
+const LONGEST_LAST_WORDS = 1024 * 1024;
+
+/**
+ * When a write to a socket fails (the peer has closed it, and a reset came back), Node destroys the socket at once,
+ * together with what the peer had sent before and nobody has read yet: the very error that says why it closed.
+ * This hands those bytes to `heard` first: what Node holds of them, then what the kernel does. Costs nothing until
+ * a socket is destroyed with an error.
+ */
+export function saveLastWords(socket: Socket, heard: (bytes: Buffer) => void): void {
+  const destroy = socket._destroy.bind(socket);
+  socket._destroy = (error, callback) => {
+    if (error) {
+      const buffered = socket.read() as Buffer | null;
+      if (buffered) heard(buffered);
+      readKernel(socket, heard);
+    }
+    destroy(error, callback);
+  };
+}
 
 /** What of Node's internal handle is needed; a runtime that has it otherwise loses the last words, nothing more. */
 interface Handle {
   readonly fd?: number;
   onread?: (this: unknown, bytes: ArrayBuffer | undefined) => void;
-  /** Only a TLS handle has it: takes bytes as if the socket beneath had read them. */
+  /** Only a TLS handle has it: takes bytes as if the socket beneath had read them, and gives `onread` what they say. */
   receive?(bytes: Buffer): void;
 }
 
-/**
- * Calls `hear` with what a peer had said when writing to it failed. A server that refuses what it is being sent says
- * why and closes, which resets the connection; a write then fails, and Node destroys the socket without a look at what
- * lies unread in it: the very reason.
- */
-export function hearLastWords(socket: Socket, hear: (bytes: Buffer) => void): void {
-  const destroy = socket.destroy.bind(socket);
-  socket.destroy = (error?: Error) => {
-    if (error && !socket.destroyed) {
-      socket.removeAllListeners('data');
-      for (let bytes: Buffer | null; (bytes = socket.read() as Buffer | null); ) hear(bytes);
-      readKernel(socket, hear);
-    }
-    return destroy(error);
-  };
-}
-
-function readKernel(socket: Socket, hear: (bytes: Buffer) => void): void {
+/** What the kernel has received and nobody has read. */
+function readKernel(socket: Socket, heard: (bytes: Buffer) => void): void {
   const handle = (socket as { _handle?: Handle | null })._handle;
   if (typeof handle?.fd !== 'number' || handle.fd < 0) return;
   try {
-    for (let total = 0; total < MOST_BYTES; ) {
-      const piece = Buffer.allocUnsafe(PIECE);
-      const length = readSync(handle.fd, piece);
+    for (let total = 0; total < LONGEST_LAST_WORDS; ) {
+      const bytes = Buffer.allocUnsafe(16 * 1024);
+      const length = readSync(handle.fd, bytes);
       if (length === 0) return;
       total += length;
       if (handle.receive) {
-        handle.onread = (plain) => plain && hear(Buffer.from(plain));
-        handle.receive(piece.subarray(0, length));
-      } else hear(piece.subarray(0, length));
+        handle.onread = (plain) => plain && heard(Buffer.from(plain));
+        handle.receive(bytes.subarray(0, length));
+      } else heard(bytes.subarray(0, length));
     }
   } catch {
-    // EAGAIN, ECONNRESET, a TLS record that was cut off: that was all.
+    // Nothing more there (EAGAIN), the reset itself, or a TLS record that was cut off: the words are over.
   }
 }

@@ -1,8 +1,8 @@
 import type { Socket } from 'node:net';
 
 import { PosternError } from './errors.ts';
-import { hearLastWords } from './last-words.ts';
-import { endLingering, LINGER, type Side } from './socket.ts';
+import { saveLastWords } from './last-words.ts';
+import { endLingering, type Side } from './socket.ts';
 
 /** How a relay ended: both ends were done, one of them broke off, Postern ended it, or what a connector did in it failed. */
 export type RelayEnd = 'done' | 'client-broke' | 'upstream-broke' | 'idle' | 'closed' | PosternError;
@@ -51,7 +51,7 @@ export class Relay {
   readonly #watches: NodeJS.Timeout[] = [];
   #flush: NodeJS.Timeout | undefined;
   readonly #watch: Watch | undefined;
-  /** Takes the listeners off that make the bytes flow. */
+  /** Take the listeners off that make the bytes flow. */
   #stopFlow: (() => void)[] = [];
   #atRest = false;
 
@@ -64,14 +64,14 @@ export class Relay {
 
     this.#watch = options.watch;
     if (options.idleTimeout > 0) this.#watchSilence(options.idleTimeout, 'idle');
-    client.on('close', () => this.#closed('client'));
-    upstream.on('close', () => this.#closed('upstream'));
-    this.#flow();
-    hearLastWords(upstream, (bytes) => {
-      if (this.#atRest || client.writableEnded) return;
+    saveLastWords(upstream, (bytes) => {
+      if (this.#atRest) return;
       this.#fromUpstream += bytes.length;
       client.write(bytes);
     });
+    client.on('close', () => this.#closed('client'));
+    upstream.on('close', () => this.#closed('upstream'));
+    this.#flow();
   }
 
   /** Bytes read so far from each side. */
@@ -85,18 +85,18 @@ export class Relay {
   }
 
   #flow(): void {
-    const watch = this.#watch;
+    const client = this.#client;
     const upstream = this.#upstream;
-    this.#pump(
-      'client',
-      watch ? (chunk) => this.#passWatched(watch, chunk) : (chunk) => upstream.write(chunk),
-    );
-    this.#pump('upstream', (chunk) => this.#client.write(chunk));
+    const watch = this.#watch;
+    const toUpstream = watch
+      ? (chunk: Buffer) => this.#passWatched(watch, chunk)
+      : (chunk: Buffer) => upstream.write(chunk);
+    this.#pump(client, upstream, 'client', toUpstream);
+    this.#pump(upstream, client, 'upstream', (chunk) => client.write(chunk));
   }
 
   /** `write` returns whether the other end takes more at once. */
-  #pump(side: Side, write: (chunk: Buffer) => boolean): void {
-    const [from, to] = side === 'client' ? [this.#client, this.#upstream] : [this.#upstream, this.#client];
+  #pump(from: Socket, to: Socket, side: Side, write: (chunk: Buffer) => boolean): void {
     const drained = () => from.resume();
     const data = (chunk: Buffer) => {
       if (side === 'client') this.#fromClient += chunk.length;
@@ -174,19 +174,14 @@ export class Relay {
     }
     // To a goodbye a reset is an answer like any other: a server that closes without a look at TLS's close_notify resets.
     this.#end = this.#client.readableEnded ? 'done' : 'upstream-broke';
-    // A server that dies in the middle of its sentence: the client still gets the beginning of it. A client that is
-    // still sending must be heard out, or closing would be a reset that takes the sentence from it again.
-    const client = this.#client;
-    const cut = (milliseconds: number) => {
-      clearTimeout(this.#flush);
-      this.#flush = setTimeout(() => client.destroy(), milliseconds);
-    };
-    client.on('data', () => {});
-    client.resume();
-    cut(FLUSH_TIMEOUT);
-    client.once('finish', () => cut(LINGER));
-    if (client.writableFinished) cut(LINGER);
-    else if (!client.writableEnded) client.end();
+    // A server that dies in the middle of its sentence: the client still gets the beginning of it.
+    this.#client.on('data', () => {});
+    this.#client.resume();
+    if (!this.#client.writableEnded) this.#client.end();
+    // A client that is still sending would get a reset, and lose what it has not read yet.
+    this.#client.once('finish', () => endLingering(this.#client));
+    if (this.#client.writableFinished) endLingering(this.#client);
+    this.#flush = setTimeout(() => this.#client.destroy(), FLUSH_TIMEOUT);
   }
 
   #stop(end: RelayEnd): void {

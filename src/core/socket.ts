@@ -66,7 +66,7 @@ export async function writeAll(
 }
 
 /** How long a client may take to read the last words it is told before its connection is cut, in milliseconds. */
-export const LINGER = 1000;
+const LINGER = 1000;
 
 /**
  * Ends a connection so that what was written last is read: closing while bytes of the peer lie unread would

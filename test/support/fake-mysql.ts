@@ -354,9 +354,10 @@ export function greetWith(
 /** A server that lets the right password in, and then does what follows. */
 export function letIn(
   then: (server: ServerEnd, response: Response) => Promise<void> | void = () => {},
+  password: string = canary.mysql,
 ): Script {
   return greetWith({}, async (wire, response, server) => {
-    if (!response.authData.equals(nativeAnswer(canary.mysql))) {
+    if (!response.authData.equals(nativeAnswer(password))) {
       wire.send(
         err(1045, '28000', `Access denied for user '${response.user}'@'10.0.0.7' (using password: YES)`),
       );

@@ -54,9 +54,12 @@ export async function logIn(
     const conversation = await Conversation.prepare(settings, credentials, { target, address }, named);
     const { plugin, authData } = await conversation.begin(greeting);
     const user = credentials.get('username').toString('latin1');
-    const response = encodeHandshakeResponse({ ...request, capabilities, user, plugin, authData });
-    authData.fill(0);
-    await leg.writeSecret(response, signal);
+    try {
+      const response = encodeHandshakeResponse({ ...request, capabilities, user, plugin, authData });
+      await leg.writeSecret(response, signal);
+    } finally {
+      authData.fill(0);
+    }
     const ok = rewriteLoginOk(await conversation.finish(leg, signal), capabilities.flags);
     return { socket: leg.socket, target, address, capabilities, ok, method: conversation.method };
   } catch (error) {
