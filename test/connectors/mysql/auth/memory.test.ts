@@ -100,6 +100,8 @@ if (chosen !== undefined) {
       await setImmediate();
     }
   }
+  // An asynchronous PBKDF2 has a copy of its own, which Node wipes just after it has said that it is done.
+  await new Promise((resolve) => setTimeout(resolve, 50));
   process.stdout.write('done');
   setTimeout(() => undefined, 30_000);
 } else {

@@ -50,6 +50,8 @@ if (chosen !== undefined) {
     await logins[chosen]?.(password, (message) => writeSync(sink, message));
     password.fill(0);
   }
+  // An asynchronous PBKDF2 has a copy of its own, which Node wipes just after it has said that it is done.
+  await new Promise((resolve) => setTimeout(resolve, 50));
   process.stdout.write('done');
   setTimeout(() => undefined, 30_000);
 } else {
