@@ -103,15 +103,6 @@ export class Broker {
     }
   }
 
-  /** Where each service really listens, by its name. */
-  get addresses(): ReadonlyMap<string, Address> {
-    return new Map(this.#doors.map(({ listener, behind }) => [behind.service.config.name, listener.address]));
-  }
-
-  get adminAddress(): Address | undefined {
-    return this.#admin?.address;
-  }
-
   /**
    * Puts a new configuration in force. What did not change is not touched, what changed serves new clients from now
    * on, and sessions live on. On failure, also to load it, the old configuration stays in force, whole.
