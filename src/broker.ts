@@ -26,11 +26,14 @@ interface OpenProvider {
   readonly provider: Provider;
 }
 
-/** A listening address and the service behind it, which a reload may replace while the listener stays open. */
+/** Services that share an address, in the order of the configuration; the first one serves the clients. */
+type Services = readonly [Service, ...Service[]];
+
+/** A listening address and the services behind it, which a reload may replace while the listener stays open. */
 interface Door {
   readonly key: string;
   readonly listener: Listener;
-  readonly behind: { service: Service };
+  readonly behind: { services: Services };
 }
 
 /** The running program: opened providers, and services with their listeners. */
@@ -142,27 +145,28 @@ export class Broker {
         ({ provider }) => providers.get(provider) === this.#providers.get(provider),
       );
 
-    const next = new Map<Door, Service>();
+    const next = new Map<Door, Services>();
     const opened: Door[] = [];
     const changedModes = new Map<Door, number>();
     try {
-      for (const service of config.services) {
-        const key = doorKey(service);
+      for (const [key, entries] of Map.groupBy(config.services, doorKey)) {
         const door = this.#doors.find((open) => open.key === key);
-        if (door?.behind.service.config.fingerprint === service.fingerprint && kept(service)) {
-          next.set(door, door.behind.service);
-          continue;
-        }
-        const prepared = await Service.prepare(service, lookUp(providers), this.#context.log, this.metrics);
-        if (door) {
-          next.set(door, prepared);
-          if (door.behind.service.config.socketMode !== service.socketMode)
-            changedModes.set(door, service.socketMode);
-          continue;
-        }
-        const fresh = await this.#open(key, prepared);
-        opened.push(fresh);
-        next.set(fresh, prepared);
+        const services = await Promise.all(
+          entries.map(async (entry) => {
+            const current = door?.behind.services.find(({ config: { name } }) => name === entry.name);
+            return current?.config.fingerprint === entry.fingerprint && kept(entry)
+              ? current
+              : await Service.prepare(entry, lookUp(providers), this.#context.log, this.metrics);
+          }),
+        );
+        const [first, ...others] = services;
+        if (!first) continue;
+        const { socketMode } = first.config;
+        if (door && door.behind.services[0].config.socketMode !== socketMode)
+          changedModes.set(door, socketMode);
+        const opening = door ?? (await this.#open(key, first));
+        if (!door) opened.push(opening);
+        next.set(opening, [first, ...others]);
       }
       // Last, because it shows at once.
       for (const [door, mode] of changedModes) await door.listener.permit(mode);
@@ -176,15 +180,19 @@ export class Broker {
   }
 
   /** From here on nothing can fail. */
-  #putInForce(next: ReadonlyMap<Door, Service>, providers: Map<string, OpenProvider>): void {
+  #putInForce(next: ReadonlyMap<Door, Services>, providers: Map<string, OpenProvider>): void {
     const before = this.#services;
     for (const { key, listener, behind } of this.#doors) {
       if (next.keys().some((door) => door.key === key)) continue;
       listener.close();
-      this.#context.log.info({ service: behind.service.config.name, address: key }, 'no longer listening');
+      const [{ config }] = behind.services;
+      this.#context.log.info({ service: config.name, address: key }, 'no longer listening');
     }
     this.#doors = [...next.keys()];
-    for (const [door, service] of next) door.behind.service = service;
+    for (const [door, services] of next) {
+      door.behind.services = services;
+      Service.join(services);
+    }
 
     const services = new Set(this.#services);
     for (const service of before) if (!services.has(service)) this.#retire(service);
@@ -200,7 +208,7 @@ export class Broker {
   }
 
   get #services(): Service[] {
-    return this.#doors.map(({ behind }) => behind.service);
+    return this.#doors.flatMap(({ behind }) => behind.services);
   }
 
   #retire(service: Service): void {
@@ -221,9 +229,9 @@ export class Broker {
   async #open(key: string, service: Service): Promise<Door> {
     const { name, listenOn, socketMode, connector } = service.config;
     const log = this.#context.log.child({ service: name });
-    const behind = { service };
+    const behind: Door['behind'] = { services: [service] };
     const listener = await Listener.open(listenOn, socketMode, {
-      onClient: (client) => behind.service.accept(client),
+      onClient: (client) => behind.services[0].accept(client),
       onAcceptError: (error) => {
         this.metrics.acceptFailed(name);
         log.error({ reason: reasonOf(error) }, 'a connection could not be accepted');
@@ -250,10 +258,12 @@ export class Broker {
   }
 
   async #detail(): Promise<string[]> {
-    const services = this.#doors.map(({ listener, behind: { service } }) => {
-      const { name, limits } = service.config;
-      return `service ${name}: listening on ${formatAddress(listener.address)}, ${service.live.active} of ${limits.maxConnections} connections`;
-    });
+    const services = this.#doors.flatMap(({ listener, behind }) =>
+      behind.services.map(({ config: { name, limits }, live: { active } }) => {
+        const address = formatAddress(listener.address);
+        return `service ${name}: listening on ${address}, ${active} of ${limits.maxConnections} connections`;
+      }),
+    );
     const asked = [...this.#providers].map(async ([name, { provider }]) => {
       try {
         await provider.check(AbortSignal.timeout(PROVIDER_CHECK_TIMEOUT));
@@ -292,7 +302,7 @@ function sameAddress(a: Address | undefined, b: Address | undefined): boolean {
   return (a && formatAddress(a)) === (b && formatAddress(b));
 }
 
-/** Two configurations mean the same listener when the address is the same; port 0 is a new port for each service. */
+/** Services are behind the same listener when the address is the same; port 0 is a new port for each service. */
 function doorKey({ name, listenOn }: ServiceConfig): string {
   return listenOn.kind === 'tcp' && listenOn.port === 0
     ? `${formatAddress(listenOn)} ${name}`

@@ -65,7 +65,21 @@ export class Service {
     const source = new CredentialSource(config.credentials, provider, (name, outcome, seconds) =>
       metrics.providerAsked(name, outcome, seconds),
     );
-    return new Service(config, connector.open(config.settings), source, localTls, log, metrics);
+    const { loginTimeout, idleTimeout } = config.limits;
+    const protocol = connector.open(config.settings, {
+      name: config.name,
+      log: log.child({ service: config.name }),
+      loginTimeout,
+      idleTimeout,
+      prepare: (make) => source.prepare(make),
+    });
+    return new Service(config, protocol, source, localTls, log, metrics);
+  }
+
+  /** Tells services that listen on one address, in the order of the configuration, of each other. */
+  static join(services: readonly Service[]): void {
+    const members = services.map((service) => service.#protocol);
+    for (const member of members) member.join?.(members);
   }
 
   /** Sessions that have a place, and what they have relayed so far. */
@@ -112,7 +126,9 @@ export class Service {
    * said what they want are among them, and are served.
    */
   async finish(): Promise<void> {
+    this.#protocol.drain?.();
     await Promise.all(this.#sessions.values());
+    this.#protocol.close?.();
     this.source[Symbol.dispose]();
   }
 

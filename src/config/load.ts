@@ -246,8 +246,8 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
   for (const [name, entry] of entries) {
     const service = readService(name, entry, { tables, providers, limits, report });
     if (!service) continue;
-    services.push(service);
-    const other = listening.find(({ on }) => collide(on, service.listenOn));
+    const mates = services.filter((each) => sharesListener(each, service, tables));
+    const other = mates.length > 0 ? undefined : listening.find(({ on }) => collide(on, service.listenOn));
     if (other) {
       const place = follow(entry, ['listenOn']).found;
       report.problem(
@@ -255,6 +255,7 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
         `${formatAddress(service.listenOn)} is also the address of ${other.who} (${formatAddress(other.on)})`,
       );
     }
+    services.push(service);
     listening.push({ who: `the service ${describe(name, entry)}`, on: service.listenOn });
   }
   const first = files[0];
@@ -270,6 +271,12 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
       report.problem(adminAt, `${formatAddress(admin.listenOn)} is also the address of ${other.who}`);
   }
   return { providers: providers.used(), services, admin, warnings: report.warnings };
+}
+
+/** Services may listen on one address together when their connector says how; then the address is the same to the letter. */
+function sharesListener(a: ServiceConfig, b: ServiceConfig, { connectors }: schema.Tables): boolean {
+  const how = (service: ServiceConfig) => connectors[service.connector]?.reviewShared;
+  return how(a) !== undefined && how(a) === how(b) && formatAddress(a.listenOn) === formatAddress(b.listenOn);
 }
 
 function isEmptyMap(value: Located | undefined): boolean {

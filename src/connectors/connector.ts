@@ -1,5 +1,7 @@
+import type { Logger } from 'pino';
 import type * as z from 'zod';
 
+import type { Prepare, Prepared } from '../core/prepared.ts';
 import type { Probe, Session } from '../core/session.ts';
 
 /**
@@ -16,7 +18,30 @@ export interface Connector {
   readonly credentials: CredentialNames;
   /** Problems and warnings that no schema can see. `settings` are parsed. */
   review(settings: unknown, credentials: ReadonlySet<string>): Review;
-  open(settings: unknown): Protocol;
+  /**
+   * Problems of services that listen on one address together, in the order of the configuration; the paths start at the
+   * name of a service. undefined: a listener has one service.
+   */
+  readonly reviewShared?: (services: readonly SharedService[]) => Review;
+  open(settings: unknown, service: ServiceContext): Protocol;
+}
+
+/** One of several services on one listener, with the settings that its connector parsed. */
+export interface SharedService {
+  readonly name: string;
+  readonly settings: unknown;
+}
+
+/** What an opened connector gets of its service, for as long as that lives. */
+export interface ServiceContext {
+  readonly name: string;
+  readonly log: Logger;
+  /** Milliseconds; see the limits of the configuration. */
+  readonly loginTimeout: number;
+  /** Milliseconds; 0: never. */
+  readonly idleTimeout: number;
+  /** Sets up a value that is made of the service's credentials and kept by the lifecycle. Called once, by `open`. */
+  prepare<Value extends Disposable>(make: Prepare<Value>): Prepared<Value>;
 }
 
 /** Names that a service may map under `credentials:`. */
@@ -44,6 +69,15 @@ export interface Protocol {
   serve(session: Session): Promise<void>;
   /** Logs in upstream once and says in a few words as whom and how. Throws what a session would. */
   probe(probe: Probe): Promise<string>;
+  /**
+   * The services of the same connector that listen on the same address, in the order of the configuration and with this
+   * one among them. Called before the first client, and again when a reload changes them. The first one serves the clients.
+   */
+  join?(members: readonly Protocol[]): void;
+  /** No new clients come. Sessions that are between two requests end now, the others after the one under way. */
+  drain?(): void;
+  /** Called once, when the last session has ended. */
+  close?(): void;
 }
 
 /** Ties a connector's settings schema to the code that receives the parsed settings. */
@@ -52,13 +86,17 @@ export function defineConnector<Schema extends z.ZodType>(connector: {
   settings: Schema;
   credentials: CredentialNames;
   review(settings: z.output<Schema>, credentials: ReadonlySet<string>): Review;
-  open(settings: z.output<Schema>): Protocol;
+  reviewShared?: (services: readonly (SharedService & { readonly settings: z.output<Schema> })[]) => Review;
+  open(settings: z.output<Schema>, service: ServiceContext): Protocol;
 }): Connector {
+  type Shared = readonly (SharedService & { readonly settings: z.output<Schema> })[];
+  const { reviewShared } = connector;
   return {
     summary: connector.summary,
     settings: connector.settings,
     credentials: connector.credentials,
     review: (settings, credentials) => connector.review(settings as z.output<Schema>, credentials),
-    open: (settings) => connector.open(settings as z.output<Schema>),
+    ...(reviewShared && { reviewShared: (services) => reviewShared(services as Shared) }),
+    open: (settings, service) => connector.open(settings as z.output<Schema>, service),
   };
 }

@@ -30,6 +30,12 @@ export interface Session {
    */
   deadline(step: string): AbortSignal;
 
+  /** Aborts when Postern ends the session (the end of a drain): for a connector that carries the bytes itself. */
+  readonly ended: AbortSignal;
+
+  /** Says how many bytes a connector that does not use `relay` has carried so far. */
+  meter(read: () => CarriedBytes): void;
+
   /** Adds facts to the session's one log line: names, never values. */
   note(facts: Readonly<Record<string, string | number | boolean>>): void;
 
@@ -45,6 +51,11 @@ export interface Session {
    * off, TIMEOUT when both were silent for too long, SHUTDOWN when Postern ended it, and what `watch` failed with.
    */
   relay(client: Socket, upstream: Socket, watch?: Watch): Promise<void>;
+}
+
+export interface CarriedBytes {
+  readonly fromClient: number;
+  readonly fromUpstream: number;
 }
 
 /** What a connector needs to try one login without a client, for `check --connect`. */
@@ -101,6 +112,8 @@ export class ClientSession implements Session {
   #loggedIn: number | undefined;
   #deadline: Deadline | undefined;
   #relay: Relay | undefined;
+  #meter: (() => CarriedBytes) | undefined;
+  #ended: AbortController | undefined;
   #stopped = false;
 
   constructor(client: Socket, service: ServiceRuntime) {
@@ -132,9 +145,19 @@ export class ClientSession implements Session {
     return report;
   }
 
-  /** Bytes relayed so far. */
-  get bytes(): { readonly fromClient: number; readonly fromUpstream: number } {
-    return this.#relay?.bytes ?? { fromClient: 0, fromUpstream: 0 };
+  /** Bytes carried so far. */
+  get bytes(): CarriedBytes {
+    return this.#relay?.bytes ?? this.#meter?.() ?? { fromClient: 0, fromUpstream: 0 };
+  }
+
+  get ended(): AbortSignal {
+    this.#ended ??= new AbortController();
+    if (this.#stopped) this.#ended.abort(shutdown());
+    return this.#ended.signal;
+  }
+
+  meter(read: () => CarriedBytes): void {
+    this.#meter = read;
   }
 
   /** Ends the session now: a login is answered with SHUTDOWN, a relay is closed. */
@@ -142,6 +165,7 @@ export class ClientSession implements Session {
     this.#stopped = true;
     this.#relay?.close();
     this.#deadline?.abort(shutdown());
+    this.#ended?.abort(shutdown());
   }
 
   admit(): void {
@@ -220,7 +244,7 @@ export class ClientSession implements Session {
       ...(failure && describeFailure(failure)),
       ...(loginSeconds !== undefined && { loginMs: Math.round(loginSeconds * 1000) }),
       durationMs: Math.round(seconds * 1000),
-      ...(this.#relay && { bytesFromClient, bytesFromUpstream }),
+      ...((this.#relay ?? this.#meter) && { bytesFromClient, bytesFromUpstream }),
     };
     if (outcome === 'ok' || (outcome === 'CLIENT_CLOSED' && admitted)) this.log.info(line, 'session ended');
     // Port probes connect and leave without a word.

@@ -2,10 +2,12 @@ import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 
 import { Credentials } from '../core/credentials.ts';
 import { PosternError } from '../core/errors.ts';
+import type { Prepare, Prepared } from '../core/prepared.ts';
 import type { Secret } from '../core/secret.ts';
 import type { Grant, Provider } from '../providers/provider.ts';
 import { DerivedKeys } from './derived-keys.ts';
 import { Flight } from './flight.ts';
+import { PreparedValue } from './prepared-value.ts';
 
 /** A credential of a service: which provider has it, and under which reference. */
 export interface SourceReference {
@@ -35,6 +37,7 @@ export class CredentialSource implements Disposable {
   readonly #provider: (name: string) => Provider;
   readonly #observe: ObserveFetch;
   readonly #derived = new DerivedKeys();
+  readonly #prepared: Disposable[] = [];
   #flights = 0;
   #flight: Flight<Fetched> | undefined;
   /** The credentials that were rejected last, and how many flights there had been then. */
@@ -80,7 +83,15 @@ export class CredentialSource implements Disposable {
     return await use(credentials, signal);
   }
 
+  /** Keeps what `make` makes of the credentials while they are current. */
+  prepare<Value extends Disposable>(make: Prepare<Value>): Prepared<Value> {
+    const prepared = new PreparedValue(make, (use, signal) => this.lend(use, signal));
+    this.#prepared.push(prepared);
+    return prepared;
+  }
+
   [Symbol.dispose](): void {
+    for (const value of this.#prepared) value[Symbol.dispose]();
     this.#derived.wipe();
   }
 

@@ -23,7 +23,9 @@ export interface Provider {
   fetch(references: readonly string[], signal: AbortSignal): Promise<Grant>;
   /** Can it be asked now (reachable, authenticated)? For readiness: cheap, throws why not. */
   check(signal: AbortSignal): Promise<void>;
-  /** Revokes what it was given and what it handed out, and closes its connections. */
+  /** Revokes leases that a former process left behind, by their ids; where there are leases at all. */
+  revokeLeases?(ids: readonly string[], signal: AbortSignal): Promise<void>;
+  /** Gives up what it was given (its login) and closes its connections. Leases have been revoked before by whoever held them. */
   close(signal: AbortSignal): Promise<void>;
 }
 
@@ -34,14 +36,20 @@ export interface Grant {
   readonly version?: string;
   /** When the values stop working, where the provider knows. */
   readonly expiresAt?: Date;
-  /** The lease that the values live under, where there is one. */
-  readonly lease?: Lease;
+  /** The leases that the values live under: one for each answer of the store that came with one. */
+  readonly leases?: readonly Lease[];
 }
 
+/** The right to use what was handed out, for a time. */
 export interface Lease {
+  /** Says nothing about the secret: it is logged, audited and journalled. */
   readonly id: string;
   readonly renewable: boolean;
+  /** When it ends unless it is renewed; never later than the login at the store that it hangs on. */
+  readonly expiresAt: Date;
+  /** The new end. Throws PROVIDER_FAILED when it cannot be renewed any more: the caller fetches new values. */
   renew(signal: AbortSignal): Promise<Date>;
+  /** Ends it now. Not an error when it has ended already. */
   revoke(signal: AbortSignal): Promise<void>;
 }
 

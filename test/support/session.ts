@@ -4,6 +4,7 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 import { type SecureContext, TLSSocket, connect as tlsConnect } from 'node:tls';
 import { pino } from 'pino';
 
+import type { ServiceContext } from '../../src/connectors/connector.ts';
 import { connectors } from '../../src/connectors/index.ts';
 import { Admission } from '../../src/core/admission.ts';
 import { Secret } from '../../src/core/secret.ts';
@@ -177,6 +178,13 @@ async function chop(from: Socket, to: Socket): Promise<void> {
   }
 }
 
+/** What a connector gets when it is opened, for one that needs no more of it than `prepare`, or not even that. */
+export function serviceContext(
+  prepare: ServiceContext['prepare'] = () => assert.fail('nothing is prepared'),
+): ServiceContext {
+  return { name: 'test', log: pino({ level: 'silent' }), loginTimeout: PATIENCE, idleTimeout: 0, prepare };
+}
+
 export interface ServedOptions {
   readonly connector?: string;
   /** `config:` of the service. */
@@ -205,6 +213,8 @@ export class Served implements AsyncDisposable {
   readonly #peers: Peer[] = [];
   readonly #secretTexts = new Set<string>();
   #fetches = 0;
+  /** Ends what belongs to the service and not to a session. */
+  readonly #close: () => void;
 
   private constructor(
     server: Server,
@@ -212,7 +222,9 @@ export class Served implements AsyncDisposable {
     lines: string[],
     options: ServedOptions,
     serve: (client: Socket, served: Served) => void,
+    close: () => void,
   ) {
+    this.#close = close;
     this.#server = server;
     this.#chopper = chopper;
     this.#lines = lines;
@@ -223,7 +235,6 @@ export class Served implements AsyncDisposable {
   static async open(options: ServedOptions): Promise<Served> {
     const connector = connectors[options.connector ?? 'postgres'];
     assert.ok(connector);
-    const protocol = connector.open(connector.settings.parse(options.settings));
     const { credentials } = options;
     const ask = typeof credentials === 'function' ? credentials : () => credentials;
     const names = Object.keys(await ask());
@@ -236,12 +247,26 @@ export class Served implements AsyncDisposable {
     const { port } = server.address() as AddressInfo;
     const chopper = options.pace === 'one byte at a time' ? await Chopper.start(port) : undefined;
 
-    const serve = (client: Socket, served: Served) => {
-      const source = new CredentialSource(references, () => ({
-        fetch: (wanted) => served.#fetch(wanted, ask),
+    const itself: { served?: Served } = {};
+    const fetch = (wanted: readonly string[]) => {
+      assert.ok(itself.served);
+      return itself.served.#fetch(wanted, ask);
+    };
+    const newSource = () =>
+      new CredentialSource(references, () => ({
+        fetch,
         check: async () => {},
         close: async () => {},
       }));
+    const shared = newSource();
+    const protocol = connector.open(connector.settings.parse(options.settings), {
+      ...serviceContext((make) => shared.prepare(make)),
+      log,
+      loginTimeout: options.loginTimeout ?? PATIENCE,
+      idleTimeout: options.idleTimeout ?? 0,
+    });
+    const serve = (client: Socket, served: Served) => {
+      const source = newSource();
       const session = new ClientSession(client, {
         name: 'test',
         log,
@@ -264,7 +289,13 @@ export class Served implements AsyncDisposable {
         served.reports.push(report);
       });
     };
-    return new Served(server, chopper, lines, options, serve);
+    const close = () => {
+      protocol.close?.();
+      shared[Symbol.dispose]();
+    };
+    const served = new Served(server, chopper, lines, options, serve, close);
+    itself.served = served;
+    return served;
   }
 
   get port(): number {
@@ -314,6 +345,7 @@ export class Served implements AsyncDisposable {
     this.#server.close();
     await until('all sessions to end', () => this.sessions.size === 0);
     await until('all sockets to close', async () => (await this.openSockets()) === 0);
+    this.#close();
     assert.equal(this.admission.active, 0, 'a place is still taken');
     for (const bytes of this.lent)
       assert.ok(

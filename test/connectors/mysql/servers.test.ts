@@ -16,7 +16,7 @@ import {
   mysqlQuery,
   withServer,
 } from '../../support/servers.ts';
-import { paces, Served, type ServedOptions } from '../../support/session.ts';
+import { paces, Served, type ServedOptions, serviceContext } from '../../support/session.ts';
 
 const { client: clientCertificate } = await certificates();
 
@@ -170,7 +170,7 @@ for (const kind of ['mysql9', 'mariadb10', 'mariadb11'] as const)
       const [account] = mysqlAccounts[kind];
       assert.ok(account);
       const { user, password, plugin } = account;
-      const said = await connector.open(connector.settings.parse(settingsFor(info))).probe({
+      const said = await connector.open(connector.settings.parse(settingsFor(info)), serviceContext()).probe({
         log: pino({ level: 'silent' }),
         note: () => {},
         withCredentials: async (use) => {
