@@ -2,6 +2,7 @@ import {
   Agent,
   type ClientRequest,
   type ClientRequestArgs,
+  type IncomingHttpHeaders,
   type IncomingMessage,
   request as requestPlain,
 } from 'node:http';
@@ -11,12 +12,12 @@ import { connect, type NetConnectOpts, type Socket } from 'node:net';
 import { reasonOf } from '../core/errors.ts';
 import { refuseAborted, whyAborted } from './deadline.ts';
 
-/** No answer with a secret in it comes near this. */
-const maxBody = 1024 * 1024;
+/** No answer with a secret in it comes near this, unless its store says so. */
+const usualMaxBody = 1024 * 1024;
 
 /** One request to a secret store. */
 export interface Exchange {
-  readonly method: 'GET' | 'POST';
+  readonly method: 'GET' | 'POST' | 'PUT';
   readonly url: URL;
   /** Unix socket to connect to in place of the URL's host. */
   readonly socketPath: string | undefined;
@@ -26,6 +27,8 @@ export interface Exchange {
   readonly body: Buffer | undefined;
   /** Milliseconds for the whole exchange. */
   readonly timeout: number;
+  /** Bytes that an answer may have, where it is not 1 MiB. */
+  readonly maxBody?: number | undefined;
 }
 
 /** An answer of any status; its body may hold secrets and is wiped when the answer is disposed of. */
@@ -33,12 +36,14 @@ export class Answer implements Disposable {
   readonly status: number;
   readonly location: string | undefined;
   readonly retryAfter: string | undefined;
+  readonly headers: IncomingHttpHeaders;
   readonly body: Buffer;
 
   constructor(response: IncomingMessage, body: Buffer) {
     this.status = response.statusCode ?? 0;
     this.location = response.headers.location;
     this.retryAfter = response.headers['retry-after'];
+    this.headers = response.headers;
     this.body = body;
   }
 
@@ -66,6 +71,7 @@ export function exchange(wanted: Exchange, signal: AbortSignal): Promise<Answer 
   refuseAborted(signal);
   const { promise, resolve, reject } = Promise.withResolvers<Answer | NoAnswer>();
   const chunks: Buffer[] = [];
+  const maxBody = wanted.maxBody ?? usualMaxBody;
   let size = 0;
   let settled = false;
   let socket: Socket | undefined;
@@ -108,7 +114,7 @@ export function exchange(wanted: Exchange, signal: AbortSignal): Promise<Answer 
     }
     size += chunk.length;
     chunks.push(chunk);
-    if (size > maxBody) fail('the answer is larger than 1 MiB');
+    if (size > maxBody) fail(`the answer is larger than ${maxBody / 1024 / 1024} MiB`);
   }
 
   // The parser's listener was added before this one, on a fresh socket and on a reused one alike, and has copied
