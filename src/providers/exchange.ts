@@ -29,6 +29,8 @@ export interface Exchange {
   readonly timeout: number;
   /** Bytes that an answer may have, where it is not 1 MiB. */
   readonly maxBody?: number | undefined;
+  /** The one Content-Encoding that the caller understands beside none. */
+  readonly contentEncoding?: string | undefined;
 }
 
 /** An answer of any status; its body may hold secrets and is wiped when the answer is disposed of. */
@@ -131,7 +133,9 @@ export function exchange(wanted: Exchange, signal: AbortSignal): Promise<Answer 
       socket?.off('data', wipe);
       if (settled) return;
       if (!response.complete) return fail('the answer ended early');
-      if (response.headers['content-encoding']) return fail('the answer is compressed');
+      const encoding = response.headers['content-encoding'];
+      if (encoding && encoding.toLowerCase() !== wanted.contentEncoding)
+        return fail('the answer is compressed');
       const body = Buffer.alloc(size);
       let at = 0;
       for (const chunk of chunks) at += chunk.copy(body, at);

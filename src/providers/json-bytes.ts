@@ -48,6 +48,20 @@ export class JsonBytes {
     return found;
   }
 
+  /** The members of an object in their order, where the names are no secrets. */
+  *entries(): Generator<readonly [key: string, value: JsonBytes]> {
+    if (this.kind !== 'object') return;
+    for (const [keyAt, keyEnd, valueAt, valueEnd] of this.#members()) {
+      const key = unescape(this.#text, keyAt, keyEnd)?.toString('utf8');
+      if (key !== undefined) yield [key, new JsonBytes(this.#text, valueAt, valueEnd)];
+    }
+  }
+
+  /** The value as it is written: a view of the text, not a copy. */
+  written(): Buffer {
+    return this.#text.subarray(this.#start, this.#end);
+  }
+
   /** The first element of an array. */
   first(): JsonBytes | undefined {
     if (this.kind !== 'array') return undefined;

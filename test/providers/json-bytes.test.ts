@@ -142,6 +142,17 @@ describe('JSON read in place', () => {
     assert.equal(textOf(parse('"\\ud83d\\ude00"')), '😀');
   });
 
+  it('names the members of an object in their order, with what is written for each', () => {
+    const json = parse('{ "b" : [1, {"x": null}], "\\u0061": "t\\n", "b":2 }');
+    const members = [...json.entries()].map(([key, value]) => [key, value.written().toString()]);
+    assert.deepEqual(members, [
+      ['b', '[1, {"x": null}]'],
+      ['a', '"t\\n"'],
+      ['b', '2'],
+    ]);
+    assert.deepEqual([...parse('[1]').entries()], []);
+  });
+
   it('copies: wiping a value leaves the text, and wiping the text leaves the value', () => {
     const text = Buffer.from('{"a":"secret"}');
     const value = JsonBytes.parse(text).get('a')?.copy();
