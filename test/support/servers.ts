@@ -3,6 +3,14 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import {
+  type Kubernetes,
+  type KubernetesInfo,
+  kubernetes,
+  type PrivateKubernetes,
+  startLocalKubernetes,
+  startPrivateKubernetes,
+} from './servers/kube.ts';
 import { type MySqlInfo, type MySqlOptions, type PrivateMySql, startLocalMySql } from './servers/mysql.ts';
 import { type MySqlKind, mysqlAccounts } from './servers/mysql-accounts.ts';
 import type { OpenBao, OpenBaoInfo, PrivateOpenBao } from './servers/openbao.ts';
@@ -24,6 +32,7 @@ import {
 export { canary } from './servers/canary.ts';
 export type { Certificates, Leaf, ServerCertificate } from './servers/certificates.ts';
 export { certificates } from './servers/certificates.ts';
+export type { Kubernetes, PrivateKubernetes } from './servers/kube.ts';
 export type { MySqlInfo, MySqlOptions, PrivateMySql } from './servers/mysql.ts';
 export { mysqlQuery } from './servers/mysql.ts';
 export { type Account, type MySqlKind, mysqlAccounts } from './servers/mysql-accounts.ts';
@@ -46,12 +55,15 @@ export interface Servers {
   readonly mariadb10: MySqlInfo;
   readonly mariadb11: MySqlInfo;
   readonly openbao: OpenBao;
+  /** An API server and its store; nothing runs a pod. */
+  readonly kubernetes: Kubernetes;
 }
 
 export type ServerName = keyof Servers;
 
 /** Every server there is, in the order in which it pays to start them. */
 export const serverNames: readonly ServerName[] = [
+  'kubernetes',
   'mysql9',
   'postgres18',
   'openbao',
@@ -89,6 +101,7 @@ const local: { readonly [Name in ServerName]: Source<Servers[Name]> } = {
   mariadb10: mysqlSource('mariadb10'),
   mariadb11: mysqlSource('mariadb11'),
   openbao: { start: startLocalOpenBao, recall: (info) => openBao(info as OpenBaoInfo) },
+  kubernetes: { start: startLocalKubernetes, recall: (info) => kubernetes(info as KubernetesInfo) },
 };
 
 function mysqlSource(kind: MySqlKind): Source<MySqlInfo> {
@@ -150,9 +163,9 @@ async function obtain<Name extends ServerName>(name: Name): Promise<Servers[Name
   });
 }
 
-/** MySQL and MariaDB are not: their tests need files of the server (its socket, its RSA key), which a container hides. */
-function inContainers(name: ServerName): name is Exclude<ServerName, MySqlKind> {
-  return !(name in mysqlAccounts);
+/** The API server is not: its own image lacks an etcd. MySQL and MariaDB are not: their tests need files of the server (its socket, its RSA key), which a container hides. */
+function inContainers(name: ServerName): name is Exclude<ServerName, MySqlKind | 'kubernetes'> {
+  return name !== 'kubernetes' && !(name in mysqlAccounts);
 }
 
 /** With a Docker engine, official images; without, or with POSTERN_TEST_BACKING=local, processes of this machine. */
@@ -200,6 +213,12 @@ function privateName(kind: string): string {
 export async function startOpenBao(): Promise<PrivateOpenBao> {
   const name = privateName('openbao');
   return startPrivateOpenBao(name, mark(process.pid));
+}
+
+/** A Kubernetes of this test alone, whose API server it may kill and restart. Stop it in `after`. */
+export async function startKubernetes(): Promise<PrivateKubernetes> {
+  const name = privateName('kubernetes');
+  return startPrivateKubernetes(name, mark(process.pid));
 }
 
 /** A PostgreSQL of this test alone, which it may kill and restart, with a certificate of its choice. Stop it in `after`. */

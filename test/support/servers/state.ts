@@ -38,7 +38,10 @@ export const recipe = fingerprint();
 
 function fingerprint(): string {
   const hash = createHash('sha256');
-  for (const file of readdirSync(here).sort()) hash.update(readFileSync(join(here, file)));
+  const files = readdirSync(here, { withFileTypes: true, recursive: true })
+    .filter((entry) => entry.isFile())
+    .map(({ parentPath, name }) => join(parentPath, name));
+  for (const file of files.sort()) hash.update(readFileSync(file));
   return hash.digest('hex');
 }
 
@@ -84,13 +87,13 @@ export async function freshFolder(name: string): Promise<string> {
  * Runs `use` while no other process runs under the same name. The lock is SQLite's own on an empty file, so the
  * kernel lets go of it when its holder is killed: there are no stale locks to guess about.
  */
-export async function withLock<T>(name: string, use: () => Promise<T>): Promise<T> {
+export async function withLock<T>(name: string, use: () => Promise<T>, patience = 300_000): Promise<T> {
   const database = new DatabaseSync(join(home(), `${name}.lock`));
   try {
-    const deadline = Date.now() + 300_000;
+    const deadline = Date.now() + patience;
     while (!tryLock(database)) {
       if (Date.now() > deadline)
-        throw new Error(`another process has been starting ${name} for five minutes`);
+        throw new Error(`another process has been starting ${name} for ${patience / 60_000} minutes`);
       await sleep(40);
     }
     return await use();
