@@ -23,6 +23,7 @@ const flags = {
   'login-timeout': { type: 'string' },
   'drain-timeout': { type: 'string' },
   'idle-timeout': { type: 'string' },
+  'max-session-age': { type: 'string' },
   'max-connections': { type: 'string' },
   'log-level': { type: 'string' },
   'log-format': { type: 'string' },
@@ -36,6 +37,7 @@ export const flagHelp: readonly (readonly [flag: string, meaning: string])[] = [
   ['--login-timeout TIME', 'how long a login may take: 10s'],
   ['--drain-timeout TIME', 'how long sessions get to finish at shutdown: 30s'],
   ['--idle-timeout TIME', 'how long a session may be silent: 0s, for ever'],
+  ['--max-session-age TIME', 'how old a session may grow: 0s, any age'],
   ['--max-connections N', 'sessions of one service at once: 1000'],
   ['--log-level LEVEL', `${logLevels.join(', ')}; info`],
   ['--log-format FORMAT', `${logFormats.join(', ')}; json`],
@@ -48,6 +50,7 @@ export function parseOptions(words: readonly string[], environment: NodeJS.Proce
     loginTimeout: values['login-timeout'],
     drainTimeout: values['drain-timeout'],
     idleTimeout: values['idle-timeout'],
+    maxSessionAge: values['max-session-age'],
     maxConnections: values['max-connections'],
   };
   const given = Object.entries(limits).filter((entry): entry is [string, string] => entry[1] !== undefined);

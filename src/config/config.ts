@@ -28,6 +28,8 @@ export interface ServiceConfig {
   readonly credentials: ReadonlyMap<string, Reference>;
   /** Parsed by the connector's schema. */
   readonly settings: unknown;
+  /** What becomes of a session when the credential that it logged in with has been replaced. */
+  readonly onRotation: 'keep' | 'drain';
   readonly limits: Limits;
   readonly fingerprint: string;
 }
@@ -53,7 +55,9 @@ export interface Limits {
   readonly maxConnections: number;
   /** Milliseconds without a byte in either direction after which a session ends; 0: never. */
   readonly idleTimeout: number;
-  /** Milliseconds that sessions get to finish at shutdown. */
+  /** Milliseconds after which a session ends as soon as nothing is under way in it; 0: never. */
+  readonly maxSessionAge: number;
+  /** Milliseconds that sessions get to finish at shutdown, or when they are to end for another reason. */
   readonly drainTimeout: number;
 }
 

@@ -349,6 +349,7 @@ function layer(below: Limits, above: SomeLimits): Limits {
     loginTimeout: above.loginTimeout ?? below.loginTimeout,
     maxConnections: above.maxConnections ?? below.maxConnections,
     idleTimeout: above.idleTimeout ?? below.idleTimeout,
+    maxSessionAge: above.maxSessionAge ?? below.maxSessionAge,
     drainTimeout: above.drainTimeout ?? below.drainTimeout,
   };
 }
@@ -384,6 +385,7 @@ const limitVariables = {
   loginTimeout: 'POSTERN_LOGIN_TIMEOUT',
   maxConnections: 'POSTERN_MAX_CONNECTIONS',
   idleTimeout: 'POSTERN_IDLE_TIMEOUT',
+  maxSessionAge: 'POSTERN_MAX_SESSION_AGE',
   drainTimeout: 'POSTERN_DRAIN_TIMEOUT',
 } as const satisfies Record<keyof Limits, string>;
 
@@ -592,6 +594,7 @@ function readService(name: string, entry: Located, around: Surroundings): Servic
     },
     credentials,
     settings: settings?.value,
+    onRotation: general.onRotation,
     limits,
     fingerprint: fingerprint(`${canonical(entry.tree)} ${JSON.stringify(limits)}`),
   };

@@ -27,7 +27,12 @@ const limitFields = {
   idleTimeout: duration.describe(
     'How long a session may pass no byte in either direction before it is ended; 0s: for ever.',
   ),
-  drainTimeout: duration.describe('How long sessions get to finish at shutdown before they are cut off.'),
+  maxSessionAge: duration.describe(
+    'How old a session may grow: then it ends as soon as nothing is under way in it (no query, no transaction), at the latest after `drainTimeout`; 0s: any age.',
+  ),
+  drainTimeout: duration.describe(
+    'How long sessions get to finish at shutdown, or when they are to end for their age or a rotation, before they are cut off.',
+  ),
 };
 
 /** `limits:` of the file, with its defaults. */
@@ -35,6 +40,7 @@ export const limits = z.strictObject({
   loginTimeout: limitFields.loginTimeout.prefault('10s'),
   maxConnections: limitFields.maxConnections.default(1000),
   idleTimeout: limitFields.idleTimeout.prefault('0s'),
+  maxSessionAge: limitFields.maxSessionAge.prefault('0s'),
   drainTimeout: limitFields.drainTimeout.prefault('30s'),
 });
 
@@ -101,6 +107,12 @@ export const service = z.strictObject({
       'The values to fetch for each login, by the names that the connector gives them: `{from: PROVIDER, get: REFERENCE}`, or the value itself.',
     ),
   config: z.record(z.string(), z.unknown()).nullish().describe('Settings of the connector.'),
+  onRotation: z
+    .enum(['keep', 'drain'])
+    .default('keep')
+    .describe(
+      'What becomes of a session when the credential that it logged in with has been replaced: `keep` lets it live on, `drain` ends it as soon as nothing is under way in it, at the latest after `drainTimeout`.',
+    ),
   limits: someLimits
     .nullish()
     .describe('Limits of this service; what is not given is as in `limits` of the file.'),

@@ -17,6 +17,7 @@ export const errorCodes = [
   'AUTH_NOT_ALLOWED',
   'TIMEOUT',
   'SHUTDOWN',
+  'SESSION_EXPIRED',
   'INTERNAL',
 ] as const;
 

@@ -11,6 +11,22 @@ export interface RelayOptions {
   /** Milliseconds without a byte in either direction after which the relay ends; 0: never. */
   readonly idleTimeout: number;
   readonly watch?: Watch | undefined;
+  readonly follower?: Follower | undefined;
+}
+
+/**
+ * Follows a conversation to know when it can end without loss. Only relays that may have to end at such a moment have
+ * one: it sees every byte.
+ */
+export interface Follower {
+  fromClient(chunk: Buffer): void;
+  fromUpstream(chunk: Buffer): void;
+  /** Nothing is under way, as far as bytes have passed. */
+  readonly atRest: boolean;
+  /** Tells the client, in its protocol, why its session ends. */
+  farewell(reason: PosternError): Buffer;
+  /** Takes leave of the server in order. */
+  goodbye(): Buffer;
 }
 
 /** Lets a connector see what a client sends, and step into the relay where it must. A relay without one looks at nothing. */
@@ -51,9 +67,13 @@ export class Relay {
   readonly #watches: NodeJS.Timeout[] = [];
   #flush: NodeJS.Timeout | undefined;
   readonly #watch: Watch | undefined;
+  readonly #follower: Follower | undefined;
+  /** Why the relay is to end as soon as nothing is under way. */
+  #retiring: PosternError | undefined;
   /** Take the listeners off that make the bytes flow. */
   #stopFlow: (() => void)[] = [];
-  #atRest = false;
+  /** A connector has stepped in. */
+  #steppedIn = false;
 
   constructor(client: Socket, upstream: Socket, options: RelayOptions) {
     this.#client = client;
@@ -63,9 +83,10 @@ export class Relay {
     this.#finish = resolve;
 
     this.#watch = options.watch;
+    this.#follower = options.follower;
     if (options.idleTimeout > 0) this.#watchSilence(options.idleTimeout, 'idle');
     saveLastWords(upstream, (bytes) => {
-      if (this.#atRest) return;
+      if (this.#steppedIn || this.#end !== undefined) return;
       this.#fromUpstream += bytes.length;
       client.write(bytes);
     });
@@ -84,15 +105,56 @@ export class Relay {
     this.#stop('closed');
   }
 
+  /**
+   * Ends the relay as soon as nothing is under way, with a word to the client, and in any case after `patience`
+   * milliseconds, then without one. A relay without a follower never knows, and has its whole patience.
+   */
+  retire(reason: PosternError, patience: number): void {
+    if (this.#retiring) return;
+    this.#retiring = reason;
+    this.#watches.push(setTimeout(() => this.#stop(reason), patience).unref());
+    this.#leaveAtRest();
+  }
+
   #flow(): void {
     const client = this.#client;
     const upstream = this.#upstream;
     const watch = this.#watch;
+    const follower = this.#follower;
     const toUpstream = watch
       ? (chunk: Buffer) => this.#passWatched(watch, chunk)
-      : (chunk: Buffer) => upstream.write(chunk);
+      : follower
+        ? (chunk: Buffer) => {
+            follower.fromClient(chunk);
+            return upstream.write(chunk);
+          }
+        : (chunk: Buffer) => upstream.write(chunk);
+    const toClient = follower
+      ? (chunk: Buffer) => {
+          follower.fromUpstream(chunk);
+          const more = client.write(chunk);
+          if (this.#retiring) this.#leaveAtRest();
+          return more;
+        }
+      : (chunk: Buffer) => client.write(chunk);
     this.#pump(client, upstream, 'client', toUpstream);
-    this.#pump(upstream, client, 'upstream', (chunk) => client.write(chunk));
+    this.#pump(upstream, client, 'upstream', toClient);
+  }
+
+  #leaveAtRest(): void {
+    if (!this.#retiring || this.#end !== undefined || this.#steppedIn || !this.#follower?.atRest) return;
+    // Whoever has said goodbye is about to end it anyway.
+    if (this.#client.readableEnded || this.#client.destroyed || this.#upstream.destroyed) return;
+    this.#end = this.#retiring;
+    this.#pause();
+    this.#client.write(this.#follower.farewell(this.#retiring));
+    endLingering(this.#client);
+    this.#upstream.write(this.#follower.goodbye());
+    endLingering(this.#upstream);
+  }
+
+  #pause(): void {
+    for (const stop of this.#stopFlow.splice(0)) stop();
   }
 
   /** `write` returns whether the other end takes more at once. */
@@ -126,13 +188,14 @@ export class Relay {
 
   #passWatched(watch: Watch, chunk: Buffer): boolean {
     const passing = watch.pass(chunk);
+    this.#follower?.fromClient(passing);
     const more = passing.length === 0 || this.#upstream.write(passing);
     const held = watch.takeHeld();
     if (!held) return more;
     this.#fromClient -= held.length;
-    for (const stop of this.#stopFlow.splice(0)) stop();
+    this.#pause();
     this.#client.unshift(held);
-    this.#atRest = true;
+    this.#steppedIn = true;
     watch.stepIn().then(
       () => this.#goOn(),
       (thrown: unknown) => this.#fail(PosternError.from(thrown)),
@@ -141,12 +204,13 @@ export class Relay {
   }
 
   #goOn(): void {
-    this.#atRest = false;
+    this.#steppedIn = false;
     this.#flow();
+    this.#leaveAtRest();
   }
 
   #fail(error: PosternError): void {
-    this.#atRest = false;
+    this.#steppedIn = false;
     this.#end ??= error;
     this.#upstream.destroy();
     endLingering(this.#client);
@@ -156,7 +220,7 @@ export class Relay {
 
   #closed(side: Side): void {
     // What the connector does then fails, and it is seen.
-    if (this.#atRest || !this.#open.delete(side)) return;
+    if (this.#steppedIn || !this.#open.delete(side)) return;
     const socket = side === 'client' ? this.#client : this.#upstream;
     const orderly = socket.readableEnded && socket.writableFinished;
     if (this.#open.size === 1 && !orderly && this.#end === undefined) this.#broke(side);

@@ -7,7 +7,7 @@ import type { Admission } from './admission.ts';
 import type { Credentials } from './credentials.ts';
 import { Deadline } from './deadline.ts';
 import { type ErrorCode, PosternError, reasonOf } from './errors.ts';
-import { Relay, type RelayEnd, type Watch } from './relay.ts';
+import { type Follower, Relay, type RelayEnd, type Watch } from './relay.ts';
 
 /** One client connection, and all that a connector may use to serve it. */
 export interface Session {
@@ -48,9 +48,17 @@ export interface Session {
 
   /**
    * Relays until both ends are done and closed. Throws UPSTREAM_CLOSED or CLIENT_CLOSED when one of them broke
-   * off, TIMEOUT when both were silent for too long, SHUTDOWN when Postern ended it, and what `watch` failed with.
+   * off, TIMEOUT when both were silent for too long, SHUTDOWN or SESSION_EXPIRED when Postern ended it, and what `watch`
+   * failed with.
    */
-  relay(client: Socket, upstream: Socket, watch?: Watch): Promise<void>;
+  relay(client: Socket, upstream: Socket, ways?: RelayWays): Promise<void>;
+}
+
+/** How a connector takes part in the relay of its session; without any the relay looks at nothing. */
+export interface RelayWays {
+  readonly watch?: Watch | undefined;
+  /** Called for a service that ends sessions between two questions (`onRotation: drain`, `maxSessionAge`). */
+  readonly follow?: () => Follower;
 }
 
 export interface CarriedBytes {
@@ -70,6 +78,12 @@ export interface ServiceRuntime {
   readonly loginTimeout: number;
   /** Milliseconds; 0: never. */
   readonly idleTimeout: number;
+  /** Milliseconds after which a session ends as soon as nothing is under way in it; 0: never. */
+  readonly maxSessionAge: number;
+  /** Milliseconds that such a session has for what is under way. */
+  readonly drainTimeout: number;
+  /** What becomes of a session whose credential has been replaced. */
+  readonly onRotation: 'keep' | 'drain';
   readonly admission: Admission;
   serve(session: Session): Promise<void>;
   lend<T>(
@@ -115,6 +129,7 @@ export class ClientSession implements Session {
   #meter: (() => CarriedBytes) | undefined;
   #ended: AbortController | undefined;
   #stopped = false;
+  #expired: string | undefined;
 
   constructor(client: Socket, service: ServiceRuntime) {
     lastSession += 1;
@@ -196,13 +211,34 @@ export class ClientSession implements Session {
     }
   }
 
-  async relay(client: Socket, upstream: Socket, watch?: Watch): Promise<void> {
+  async relay(client: Socket, upstream: Socket, { watch, follow }: RelayWays = {}): Promise<void> {
     this.#clearDeadline();
     this.#loggedIn = performance.now();
-    this.#relay = new Relay(client, upstream, { idleTimeout: this.#service.idleTimeout, watch });
+    const { idleTimeout, maxSessionAge, onRotation } = this.#service;
+    const follower = onRotation === 'drain' || maxSessionAge > 0 ? follow?.() : undefined;
+    this.#relay = new Relay(client, upstream, { idleTimeout, watch, follower });
     if (this.#stopped) this.#relay.close();
-    const end = await this.#relay.done;
-    if (end !== 'done') throw brokenRelay(end);
+    if (this.#expired) this.expire(this.#expired);
+    const oldAge = maxSessionAge > 0 ? this.#growOld(maxSessionAge) : undefined;
+    try {
+      const end = await this.#relay.done;
+      if (end !== 'done') throw brokenRelay(end);
+    } finally {
+      clearTimeout(oldAge);
+    }
+  }
+
+  /** Ends the session as soon as nothing is under way in it, at the latest after the drain timeout. */
+  expire(why: string): void {
+    this.#expired = why;
+    this.#relay?.retire(new PosternError('SESSION_EXPIRED', why), this.#service.drainTimeout);
+  }
+
+  /** Sessions that began together do not all end together: each at its own moment of the last tenth. */
+  #growOld(age: number): NodeJS.Timeout {
+    const seconds = age / 1000;
+    const expire = () => this.expire(`the session was older than maxSessionAge (${seconds} s) allows`);
+    return setTimeout(expire, age * (1 - Math.random() / 10)).unref();
   }
 
   #clearDeadline(): void {
@@ -246,7 +282,8 @@ export class ClientSession implements Session {
       durationMs: Math.round(seconds * 1000),
       ...((this.#relay ?? this.#meter) && { bytesFromClient, bytesFromUpstream }),
     };
-    if (outcome === 'ok' || (outcome === 'CLIENT_CLOSED' && admitted)) this.log.info(line, 'session ended');
+    const inOrder = outcome === 'ok' || outcome === 'SESSION_EXPIRED';
+    if (inOrder || (outcome === 'CLIENT_CLOSED' && admitted)) this.log.info(line, 'session ended');
     // Port probes connect and leave without a word.
     else if (outcome === 'CLIENT_CLOSED') this.log.debug(line, 'session ended');
     else this.log.warn(line, 'session failed');

@@ -24,6 +24,7 @@ describe('a configuration without problems', () => {
       loginTimeout: 10_000,
       maxConnections: 1000,
       idleTimeout: 0,
+      maxSessionAge: 0,
       drainTimeout: 30_000,
     });
     assert.deepEqual(service.credentials.get('username'), { provider: 'env', get: 'PGUSER' });
@@ -270,6 +271,7 @@ describe('flags and variables', () => {
       loginTimeout: 2000,
       maxConnections: 5,
       idleTimeout: 1000,
+      maxSessionAge: 0,
       drainTimeout: 3000,
     });
     assert.deepEqual(config.admin.listenOn, { kind: 'tcp', host: '127.0.0.1', port: 3 });

@@ -20,6 +20,9 @@ async function running(serve: (session: Session) => Promise<void>, options: Part
     localTls: undefined,
     loginTimeout: 5000,
     idleTimeout: 0,
+    maxSessionAge: 0,
+    drainTimeout: 1000,
+    onRotation: 'keep',
     admission,
     serve,
     lend: async (use, signal, onFetched) => {

@@ -196,6 +196,9 @@ export interface ServedOptions {
   readonly localTls?: SecureContext;
   readonly loginTimeout?: number;
   readonly idleTimeout?: number;
+  readonly maxSessionAge?: number;
+  readonly drainTimeout?: number;
+  readonly onRotation?: 'keep' | 'drain';
   readonly maxConnections?: number;
   readonly pace?: Pace;
 }
@@ -273,6 +276,9 @@ export class Served implements AsyncDisposable {
         localTls: options.localTls,
         loginTimeout: options.loginTimeout ?? PATIENCE,
         idleTimeout: options.idleTimeout ?? 0,
+        maxSessionAge: options.maxSessionAge ?? 0,
+        drainTimeout: options.drainTimeout ?? PATIENCE,
+        onRotation: options.onRotation ?? 'keep',
         admission: served.admission,
         serve: (each) => protocol.serve(each),
         lend: async (use, signal, onFetched) => {

@@ -6,6 +6,7 @@ import { type CredentialNames, defineConnector, type Protocol } from '../connect
 import { loginFacts, serverCredentials } from '../upstream.ts';
 import { ChangeUserWatch } from './change-user.ts';
 import { Client, type Hello } from './client.ts';
+import { IdleFollower } from './idle.ts';
 import { type LoggedIn, leave, logIn, quit } from './login.ts';
 import { textOf } from './names.ts';
 import { bareRequest, type LoginRequest, loginRequest } from './request.ts';
@@ -48,7 +49,10 @@ async function serve(session: Session, settings: Settings): Promise<void> {
     });
     session.note(loginFacts(loggedIn));
     client.welcome(loggedIn.ok);
-    await session.relay(client.socket, loggedIn.socket, watchOf(session, client, hello, loggedIn, settings));
+    await session.relay(client.socket, loggedIn.socket, {
+      watch: watchOf(session, client, hello, loggedIn, settings),
+      follow: () => new IdleFollower(session.id, hello.agreed),
+    });
   } catch (thrown) {
     const error = PosternError.from(thrown);
     await client.refuse(error);

@@ -26,6 +26,7 @@ const numbers: Readonly<Record<ErrorCode, Told>> = {
   UPSTREAM_CLOSED: [1158, '08S01'],
   TIMEOUT: [1159, '08S01'],
   SHUTDOWN: [1053, '08S01'],
+  SESSION_EXPIRED: [1053, '08S01'],
   LIMIT_REACHED: [1040, '08004'],
   UPSTREAM_TLS: [1105, 'HY000'],
   UPSTREAM_PROTOCOL: [1105, 'HY000'],

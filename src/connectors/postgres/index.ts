@@ -5,6 +5,7 @@ import { type CredentialNames, defineConnector, type Protocol } from '../connect
 import { loginFacts, serverCredentials } from '../upstream.ts';
 import { CancelKeys } from './cancel.ts';
 import { Client, type StartupHello } from './client.ts';
+import { IdleFollower } from './idle.ts';
 import { type LoggedIn, logIn } from './login.ts';
 import {
   authenticationOk,
@@ -81,7 +82,7 @@ async function serve(session: Session, settings: Settings): Promise<void> {
     using cancelKey =
       loggedIn.backendKey && cancelKeys.issue(loggedIn.backendKey, loggedIn.reached, hello.minor);
     client.socket.write(greetingFor(hello, loggedIn, cancelKey && encodeBackendKey(cancelKey.given)));
-    await session.relay(client.socket, loggedIn.socket);
+    await session.relay(client.socket, loggedIn.socket, { follow: () => new IdleFollower(session.id) });
   } catch (thrown) {
     const error = PosternError.from(thrown);
     client.refuse(error);

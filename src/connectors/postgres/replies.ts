@@ -17,6 +17,7 @@ const sqlstates: Readonly<Record<ErrorCode, string>> = {
   UPSTREAM_UNREACHABLE: '57P03',
   TIMEOUT: '57P03',
   SHUTDOWN: '57P03',
+  SESSION_EXPIRED: '57P01',
   LIMIT_REACHED: '53300',
   UPSTREAM_TLS: '08001',
   UPSTREAM_PROTOCOL: '08006',
@@ -35,12 +36,20 @@ const discreet: Readonly<Partial<Record<ErrorCode, string>>> = {
 
 /** The ErrorResponse that tells a client why it is not served. */
 export function errorReply(error: PosternError, session: string): Buffer {
-  if (error.reply) return error.reply;
+  return error.reply ?? fatal(sqlstates[error.code], error, session);
+}
+
+/** What a session that was served hears when Postern ends it between two questions: admin_shutdown, as a server says it. */
+export function farewell(reason: PosternError, session: string): Buffer {
+  return fatal('57P01', reason, session);
+}
+
+function fatal(sqlstate: string, error: PosternError, session: string): Buffer {
   return encodeError(
     new Map([
       ['S', 'FATAL'],
       ['V', 'FATAL'],
-      ['C', sqlstates[error.code]],
+      ['C', sqlstate],
       ['M', byteString(`postern: ${discreet[error.code] ?? error.message}`)],
       ['D', byteString(`Postern's log has more under session ${session}.`)],
     ]),
