@@ -19,15 +19,16 @@ export function configurationPage(): string {
     introduction(),
     section(
       'The file',
-      table(inputSchema(schema.document), { skip: ['limits.', 'admin.'], required: ['services'] }),
+      table(inputSchema(schema.document), { skip: ['limits.', 'admin.', 'cache.'], required: ['services'] }),
     ),
     section(
       '`services.NAME`',
-      table(inputSchema(schema.service), { skip: ['limits.'], required: ['connector'] }),
+      table(inputSchema(schema.service), { skip: ['limits.', 'cache.'], required: ['connector'] }),
       serviceNotes,
     ),
     section('`services.NAME.credentials.NAME`', credentialNotes, table(inputSchema(schema.reference))),
     section('`limits`', table(inputSchema(schema.limits)), limitNotes),
+    section('`cache`', table(inputSchema(schema.cache)), cacheNotes),
     section('`admin`', table(inputSchema(schema.admin)), adminNotes),
     '# Connectors',
     ...connectorSections(),
@@ -47,7 +48,7 @@ YAML (version 1.2), UTF-8, at most 1 MiB. \`postern check\` reports every proble
 \`postern schema\` prints the JSON Schema for editors. Nothing is interpolated: \`\${NAME}\` is just text.
 
 A path may be given on the command line, several times; a folder stands for its \`.yaml\` and \`.yml\` files, merged by the
-names under \`services\` and \`providers\`. A name in two files is an error; so are \`limits\` or \`admin\` in two files. Every file
+names under \`services\` and \`providers\`. A name in two files is an error; so are \`limits\`, \`cache\`, \`stateFolder\` or \`admin\` in two files. Every file
 says \`version: 2\`. Without a path, \`${variables.config}\` names the file or folder; without that, the first of these is taken:
 
 ${places.map((place, index) => `${index + 1}. \`${place.startsWith('/') || place.startsWith('~') ? '' : './'}${place}\``).join('\n')}
@@ -59,6 +60,7 @@ more special than all of them and stand.
 | --- | --- |
 | \`${variables.config}\` | the path of the file or folder |
 | \`${variables.admin}\` | \`admin.listenOn\`, or \`off\` |
+| \`${variables.stateFolder}\` | \`stateFolder\` |
 ${Object.keys(schema.limits.shape)
   .map((key) => `| \`${variables[key as keyof typeof variables]}\` | \`limits.${key}\` |`)
   .join('\n')}
@@ -77,6 +79,9 @@ goes through the provider \`literal\`.`;
 
 const limitNotes =
   'The same keys under `services.NAME.limits` are for that service alone and have no defaults of their own.';
+
+const cacheNotes =
+  "The same keys under `services.NAME.cache` are for that service alone. Whatever is kept is overwritten when it is replaced, when its time is over and at the end; with the defaults a database's credential is kept for no longer than the login.";
 
 const adminNotes =
   '`admin: off` opens no admin listener. An address that is not loopback is a warning without `exposed: true`.';

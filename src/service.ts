@@ -51,7 +51,7 @@ export class Service {
       onRotation: config.onRotation,
       admission: this.#admission,
       serve: (session) => protocol.serve(session),
-      lend: (use, signal, onFetched) => source.lend(use, signal, onFetched),
+      lend: (use, signal, onLent) => source.lend(use, signal, onLent),
     };
   }
 

@@ -5,6 +5,8 @@ export interface Config {
   readonly providers: ReadonlyMap<string, ProviderConfig>;
   readonly services: readonly ServiceConfig[];
   readonly admin: AdminConfig;
+  /** Where the ids of leases are noted; undefined: nowhere. */
+  readonly stateFolder: string | undefined;
   /** Things that work and are unsafe, or are ignored: said at start and by `check`. */
   readonly warnings: readonly Problem[];
 }
@@ -31,6 +33,7 @@ export interface ServiceConfig {
   /** What becomes of a session when the credential that it logged in with has been replaced. */
   readonly onRotation: 'keep' | 'drain';
   readonly limits: Limits;
+  readonly cache: CachePolicy;
   readonly fingerprint: string;
 }
 
@@ -59,6 +62,18 @@ export interface Limits {
   readonly maxSessionAge: number;
   /** Milliseconds that sessions get to finish at shutdown, or when they are to end for another reason. */
   readonly drainTimeout: number;
+}
+
+/** How long the credentials of a service are kept, in milliseconds. */
+export interface CachePolicy {
+  /** How long a fetched value is used before it is fetched again; undefined: as suits the connector. */
+  readonly ttl: number | undefined;
+  /** How much longer the last value is used while its provider cannot be asked. */
+  readonly maxStale: number;
+  /** How long a leased credential outlives its last session. */
+  readonly linger: number;
+  /** How long a rejected login may wait for a rotation that has not reached everybody. */
+  readonly rotationGrace: number;
 }
 
 export interface AdminConfig {

@@ -10,6 +10,7 @@ import { providers as allProviders } from '../providers/index.ts';
 import { check, checkOutside } from './check.ts';
 import type {
   AdminConfig,
+  CachePolicy,
   Config,
   Limits,
   Problem,
@@ -230,10 +231,13 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     connectors: context.connectors ?? allConnectors,
     providers: context.providers ?? allProviders,
   };
-  for (const file of files) check(schema.document, without(file, ['limits', 'admin']), report);
+  for (const file of files)
+    check(schema.document, without(file, ['limits', 'admin', 'cache', 'stateFolder']), report);
 
   const overrides = readOverrides(context, report);
   const limits = readLimits(files, overrides.limits, report);
+  const cache = readCache(files, report);
+  const stateFolder = readStateFolder(files, context, report);
   const { admin, adminAt } = readAdmin(files, overrides.admin, report);
 
   const providers = new ProviderSet(tables.providers, report);
@@ -244,7 +248,7 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
   const listening: { readonly who: string; readonly on: ServiceConfig['listenOn'] }[] = [];
   if (admin.listenOn && !adminAt) listening.push({ who: 'the admin listener', on: admin.listenOn });
   for (const [name, entry] of entries) {
-    const service = readService(name, entry, { tables, providers, limits, report });
+    const service = readService(name, entry, { tables, providers, limits, cache, report });
     if (!service) continue;
     const mates = services.filter((each) => sharesListener(each, service, tables));
     const other = mates.length > 0 ? undefined : listening.find(({ on }) => collide(on, service.listenOn));
@@ -270,7 +274,7 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     if (other)
       report.problem(adminAt, `${formatAddress(admin.listenOn)} is also the address of ${other.who}`);
   }
-  return { providers: providers.used(), services, admin, warnings: report.warnings };
+  return { providers: providers.used(), services, admin, stateFolder, warnings: report.warnings };
 }
 
 /** Services may listen on one address together when their connector says how; then the address is the same to the letter. */
@@ -354,6 +358,26 @@ function layer(below: Limits, above: SomeLimits): Limits {
   };
 }
 
+function readCache(files: readonly Located[], report: Report): CachePolicy {
+  const given = single(files, 'cache', report);
+  const { ttl, ...others } = (given && check(schema.cache, given, report)) ?? schema.cache.parse({});
+  return { ttl, ...others };
+}
+
+/** The variable over the file, and both over what systemd gives a service (`StateDirectory=`). */
+function readStateFolder(
+  files: readonly Located[],
+  { environment = process.env, folder = process.cwd() }: LoadContext,
+  report: Report,
+): string | undefined {
+  const given = single(files, 'stateFolder', report);
+  const fromFile = given && check(schema.stateFolder, given, report);
+  // Several folders are separated by colons.
+  const [fromSystemd] = (environment['STATE_DIRECTORY'] ?? '').split(':');
+  const path = environment[variables.stateFolder] || fromFile || fromSystemd || undefined;
+  return path === undefined ? undefined : resolve(folder, path);
+}
+
 function readAdmin(
   files: readonly Located[],
   override: AdminConfig | undefined,
@@ -393,6 +417,7 @@ const limitVariables = {
 export const variables = {
   config: 'POSTERN_CONFIG',
   admin: 'POSTERN_ADMIN_LISTEN',
+  stateFolder: 'POSTERN_STATE_FOLDER',
   ...limitVariables,
 } as const;
 
@@ -532,6 +557,7 @@ interface Surroundings {
   readonly tables: schema.Tables;
   readonly providers: ProviderSet;
   readonly limits: Limits;
+  readonly cache: CachePolicy;
   readonly report: Report;
 }
 
@@ -583,6 +609,7 @@ function readService(name: string, entry: Located, around: Surroundings): Servic
 
   if (!general || connectorName === undefined || report.problems.length > before) return undefined;
   const limits = layer(around.limits, general.limits ?? {});
+  const cache = layerCache(around.cache, general.cache ?? {});
   return {
     name,
     connector: connectorName,
@@ -596,7 +623,20 @@ function readService(name: string, entry: Located, around: Surroundings): Servic
     settings: settings?.value,
     onRotation: general.onRotation,
     limits,
-    fingerprint: fingerprint(`${canonical(entry.tree)} ${JSON.stringify(limits)}`),
+    cache,
+    fingerprint: fingerprint(`${canonical(entry.tree)} ${JSON.stringify([limits, cache])}`),
+  };
+}
+
+function layerCache(
+  below: CachePolicy,
+  above: { readonly [Key in keyof CachePolicy]?: CachePolicy[Key] | undefined },
+): CachePolicy {
+  return {
+    ttl: above.ttl ?? below.ttl,
+    maxStale: above.maxStale ?? below.maxStale,
+    linger: above.linger ?? below.linger,
+    rotationGrace: above.rotationGrace ?? below.rotationGrace,
   };
 }
 

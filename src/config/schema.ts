@@ -47,6 +47,37 @@ export const limits = z.strictObject({
 /** Some limits, to lay over others. */
 export const someLimits = z.strictObject(limitFields).partial();
 
+const cacheFields = {
+  ttl: duration.describe(
+    'How long a fetched value is used before it is fetched again; while it is in use that happens shortly before, so that nobody waits. 0s: every login asks, and all who ask at the same time share one answer. Without a word: 0s, and 5s where the connector needs the credential with every request (HTTP). A leased value is used as long as its lease lives, whatever stands here.',
+  ),
+  maxStale: duration.describe(
+    'How much longer the last value is used when its provider cannot be asked (unreachable, sealed, overloaded); what the provider says no to (no such secret, permission denied) is not used any longer. 0s: not at all.',
+  ),
+  linger: duration.describe(
+    'How long a leased credential is kept after its last session has ended; then its lease is revoked.',
+  ),
+  rotationGrace: duration.describe(
+    'How long a login whose credential the server rejects may wait for a rotation that has reached only one of server and store; 0s: it is fetched once more, and tried once more if it is another one by then.',
+  ),
+};
+
+/** `cache:` of the file, with its defaults. */
+export const cache = z.strictObject({
+  ttl: cacheFields.ttl.optional(),
+  maxStale: cacheFields.maxStale.prefault('0s'),
+  linger: cacheFields.linger.prefault('10s'),
+  rotationGrace: cacheFields.rotationGrace.prefault('3s'),
+});
+
+/** Some of it, to lay over that. */
+export const someCache = z.strictObject(cacheFields).partial();
+
+/** Where Postern keeps what it has to know after a crash. */
+export const stateFolder = z.string().min(1);
+const stateFolderMeaning =
+  'Folder in which the ids of leases are noted (never a secret), so that those of a process that crashed are revoked at the next start; made when it is not there. Without a word: the one that systemd gives (`STATE_DIRECTORY`), or none.';
+
 /** `listenOn` of the admin listener, or `off`. */
 export const adminListenOn = z.union([z.literal('off'), listenAddress]);
 
@@ -116,6 +147,11 @@ export const service = z.strictObject({
   limits: someLimits
     .nullish()
     .describe('Limits of this service; what is not given is as in `limits` of the file.'),
+  cache: someCache
+    .nullish()
+    .describe(
+      "How long this service's credentials are kept; what is not given is as in `cache` of the file.",
+    ),
 });
 
 /** An entry under `providers:`, apart from the settings of its kind. */
@@ -148,6 +184,10 @@ export const document = z.strictObject({
     .nullish()
     .describe('What Postern listens on, and what it connects each listener to, by name.'),
   limits: limits.nullish().describe('Limits of every service that does not set its own.'),
+  cache: cache
+    .nullish()
+    .describe('How long credentials are kept, of every service that does not say it itself.'),
+  stateFolder: stateFolder.nullish().describe(stateFolderMeaning),
   admin: admin.nullish().describe('The admin listener, or `off`.'),
 });
 

@@ -2,8 +2,9 @@ import type { Credentials } from './credentials.ts';
 
 /**
  * What a connector made of a service's current credentials (an HTTP header block, a signing key) for as long as they
- * are current. The lifecycle owns it: it is kept for the service's cache time, disposed of when the credentials
- * change, expire or are rejected, and when the service ends; no connector keeps a copy.
+ * are current. The lifecycle owns it: it is kept for the service's cache time, disposed of when another takes its place,
+ * when its time is over, and when the service ends; no connector keeps a copy. Leases of its credentials are kept alive
+ * for as long as it is asked for, and for `cache.linger` after that.
  *
  * The road for who needs a credential tens of thousands of times a second: `current` costs no promise and no
  * allocation. What it returns may be disposed of as soon as the caller returns to the event loop.
@@ -17,9 +18,11 @@ export interface Prepared<Value extends Disposable> {
    */
   get(signal: AbortSignal): Promise<Value>;
   /**
-   * The upstream rejected `value`: unless another has taken its place already, it is disposed of, and the next `get`
-   * fetches again. A storm of rejections is one fetch. When the fetch brings the same credentials again, `get` throws
-   * UPSTREAM_REJECTED until the provider has other ones, and asks it at most every second.
+   * The upstream did not take `value`. Unless another has taken its place already, the credentials are fetched again: once,
+   * however many say so, and at most every second. Until that is answered `current` is undefined and `get` waits. What
+   * `get` gives then is another object if the provider has other credentials by now; the same object says that there is
+   * nothing better, so that asking the upstream again is pointless and its refusal is the client's to see. (A service is
+   * not shut for everybody because one of its paths says no.)
    */
   reject(value: Value): void;
 }

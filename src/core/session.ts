@@ -8,6 +8,7 @@ import type { Credentials } from './credentials.ts';
 import { Deadline } from './deadline.ts';
 import { type ErrorCode, PosternError, reasonOf } from './errors.ts';
 import { type Follower, Relay, type RelayEnd, type Watch } from './relay.ts';
+import type { Retirement, Tenure } from './tenure.ts';
 
 /** One client connection, and all that a connector may use to serve it. */
 export interface Session {
@@ -89,7 +90,8 @@ export interface ServiceRuntime {
   lend<T>(
     use: (credentials: Credentials, signal: AbortSignal) => Promise<T>,
     signal: AbortSignal,
-    onFetched: (versions: string) => void,
+    /** Told before each run of `use` with which credentials it is; keeps the tenure of the run that succeeds. */
+    onLent: (tenure: Tenure) => void,
   ): Promise<T>;
 }
 
@@ -130,6 +132,8 @@ export class ClientSession implements Session {
   #ended: AbortController | undefined;
   #stopped = false;
   #expired: string | undefined;
+  /** Of the credentials that the session has logged in with. */
+  #tenure: Tenure | undefined;
 
   constructor(client: Socket, service: ServiceRuntime) {
     lastSession += 1;
@@ -153,6 +157,7 @@ export class ClientSession implements Session {
     } finally {
       this.#clearDeadline();
       await this.#closed();
+      this.#tenure?.release();
       if (this.#admitted !== undefined) this.#service.admission.leave();
     }
     const report = this.#report(failure);
@@ -205,7 +210,16 @@ export class ClientSession implements Session {
   async withCredentials<T>(use: (credentials: Credentials, signal: AbortSignal) => Promise<T>): Promise<T> {
     const signal = this.deadline('the login');
     try {
-      return await this.#service.lend(use, signal, (credential) => this.note({ credential }));
+      let lent: Tenure | undefined;
+      const result = await this.#service.lend(use, signal, (tenure) => {
+        lent = tenure;
+        this.#noteTenure(tenure);
+      });
+      // A session may log in anew (MySQL's COM_CHANGE_USER).
+      this.#tenure?.release();
+      this.#tenure = lent;
+      if (this.#service.onRotation === 'drain') lent?.onRetired((why) => this.expire(expiryOf(why)));
+      return result;
     } finally {
       this.#clearDeadline();
     }
@@ -232,6 +246,11 @@ export class ClientSession implements Session {
   expire(why: string): void {
     this.#expired = why;
     this.#relay?.retire(new PosternError('SESSION_EXPIRED', why), this.#service.drainTimeout);
+  }
+
+  #noteTenure({ versions, generation, leases }: Tenure): void {
+    const lease = leases.length > 0 ? { lease: leases.join(', ') } : {};
+    this.note({ credential: versions, generation, ...lease });
   }
 
   /** Sessions that began together do not all end together: each at its own moment of the last tenth. */
@@ -294,6 +313,19 @@ export class ClientSession implements Session {
 function peerOf(client: Socket): string {
   if (client.remoteAddress !== undefined) return `${client.remoteAddress}:${client.remotePort}`;
   return client.localAddress === undefined ? 'unix' : 'gone';
+}
+
+function expiryOf(why: Retirement): string {
+  switch (why) {
+    case 'replaced':
+      return 'the credential of the session was replaced';
+    case 'rejected':
+      return 'the credential of the session is not taken any more';
+    case 'lapsed':
+      return 'the lease of the credential is over';
+    case 'closed':
+      return 'the service was configured anew';
+  }
 }
 
 function shutdown(): PosternError {

@@ -4,6 +4,7 @@ import { Credentials } from '../core/credentials.ts';
 import { PosternError } from '../core/errors.ts';
 import type { Prepare, Prepared } from '../core/prepared.ts';
 import type { Secret } from '../core/secret.ts';
+import type { Retirement, Tenure } from '../core/tenure.ts';
 import type { Grant, Provider } from '../providers/provider.ts';
 import { DerivedKeys } from './derived-keys.ts';
 import { Flight } from './flight.ts';
@@ -39,6 +40,13 @@ export class CredentialSource implements Disposable {
   readonly #derived = new DerivedKeys();
   readonly #prepared: Disposable[] = [];
   #flights = 0;
+  #generation:
+    | {
+        readonly number: number;
+        readonly fingerprint: Buffer;
+        readonly tenants: Set<(why: Retirement) => void>;
+      }
+    | undefined;
   #flight: Flight<Fetched> | undefined;
   /** The credentials that were rejected last, and how many flights there had been then. */
   #rejected: { readonly fingerprint: Buffer; readonly flights: number } | undefined;
@@ -61,14 +69,14 @@ export class CredentialSource implements Disposable {
   async lend<T>(
     use: (credentials: Credentials, signal: AbortSignal) => Promise<T>,
     signal: AbortSignal,
-    onFetched: (versions: string) => void = () => {},
+    onLent: (tenure: Tenure) => void = () => {},
   ): Promise<T> {
     let rejected: { readonly error: PosternError; readonly fingerprint: Buffer };
     const flight = this.#flight ?? this.#takeOff();
     {
       using loan = await this.#board(flight, signal);
       const { credentials, fingerprint, versions } = loan.answer;
-      onFetched(versions);
+      onLent(this.#tenureOf(fingerprint, versions));
       try {
         return await use(credentials, signal);
       } catch (error) {
@@ -79,7 +87,7 @@ export class CredentialSource implements Disposable {
     using loan = await this.#board(this.#flightAfterRejection(rejected.fingerprint), signal);
     const { credentials, fingerprint, versions } = loan.answer;
     if (timingSafeEqual(fingerprint, rejected.fingerprint)) throw rejected.error;
-    onFetched(versions);
+    onLent(this.#tenureOf(fingerprint, versions));
     return await use(credentials, signal);
   }
 
@@ -93,6 +101,38 @@ export class CredentialSource implements Disposable {
   [Symbol.dispose](): void {
     for (const value of this.#prepared) value[Symbol.dispose]();
     this.#derived.wipe();
+  }
+
+  #tenureOf(fingerprint: Buffer, versions: string): Tenure {
+    if (!this.#generation?.fingerprint.equals(fingerprint)) {
+      const before = this.#generation;
+      this.#generation = { number: (before?.number ?? 0) + 1, fingerprint, tenants: new Set() };
+      for (const tell of before?.tenants ?? []) tell('replaced');
+    }
+    const { number, tenants } = this.#generation;
+    const mine = new Set<(why: Retirement) => void>();
+    let retired: Retirement | undefined;
+    const tell = (why: Retirement) => {
+      retired = why;
+      for (const callback of mine) callback(why);
+    };
+    tenants.add(tell);
+    return {
+      generation: number,
+      versions,
+      leases: [],
+      get retired() {
+        return retired;
+      },
+      onRetired: (callback) => {
+        if (retired) callback(retired);
+        else mine.add(callback);
+      },
+      release: () => {
+        tenants.delete(tell);
+        mine.clear();
+      },
+    };
   }
 
   /**

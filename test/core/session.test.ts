@@ -7,6 +7,7 @@ import { Credentials } from '../../src/core/credentials.ts';
 import { PosternError } from '../../src/core/errors.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { ClientSession, type ServiceRuntime, type Session } from '../../src/core/session.ts';
+import type { Retirement, Tenure } from '../../src/core/tenure.ts';
 import { socketPair, until } from '../support/session.ts';
 
 /** A session that runs `serve` for a connected client. */
@@ -25,9 +26,9 @@ async function running(serve: (session: Session) => Promise<void>, options: Part
     onRotation: 'keep',
     admission,
     serve,
-    lend: async (use, signal, onFetched) => {
+    lend: async (use, signal, onLent) => {
       using credentials = new Credentials(new Map([['password', new Secret(Buffer.from('s3cr3t'))]]));
-      onFetched('test@1');
+      onLent(tenure());
       return await use(credentials, signal);
     },
     ...options,
@@ -36,6 +37,25 @@ async function running(serve: (session: Session) => Promise<void>, options: Part
   far.on('end', () => far.end());
   const last = () => JSON.parse(lines.at(-1) ?? '{}') as Record<string, unknown>;
   return { session, ended: session.run(), admission, client: far, near, last };
+}
+
+/** Of the first generation; says whether it was released, and retires on demand. */
+function tenure(more: Partial<Tenure> = {}) {
+  const callbacks: ((why: Retirement) => void)[] = [];
+  let released = 0;
+  return {
+    generation: 1,
+    versions: 'test@1',
+    leases: [],
+    retired: undefined,
+    onRetired: (callback: (why: Retirement) => void) => void callbacks.push(callback),
+    release: () => void (released += 1),
+    retire: (why: Retirement) => callbacks.forEach((callback) => callback(why)),
+    get released() {
+      return released;
+    },
+    ...more,
+  };
 }
 
 /** Waits for the signal and throws its reason, as a connector's reads do. */
@@ -47,6 +67,77 @@ async function stalled(signal: AbortSignal): Promise<never> {
 }
 
 const done = async ({ client }: Session): Promise<void> => void client.end();
+
+describe("a session's tenure of its credentials", () => {
+  const lendUnder = (mine: Tenure): Partial<ServiceRuntime> => ({
+    lend: async (use, signal, onLent) => {
+      onLent(mine);
+      return await use(new Credentials(new Map()), signal);
+    },
+  });
+
+  it('lasts until its end, and is told in its line', async () => {
+    const mine = tenure({ generation: 7, versions: 'vault@3', leases: ['database/creds/app/1', 'pki/2'] });
+    const { ended, last } = await running(async (session) => {
+      session.admit();
+      await session.withCredentials(async () => {});
+      assert.equal(mine.released, 0);
+      await done(session);
+    }, lendUnder(mine));
+    await ended;
+    assert.equal(mine.released, 1);
+    const { credential, generation, lease } = last();
+    assert.deepEqual(
+      { credential, generation, lease },
+      {
+        credential: 'vault@3',
+        generation: 7,
+        lease: 'database/creds/app/1, pki/2',
+      },
+    );
+  });
+
+  it('of a former login of the same session is given up for that of the next', async () => {
+    const [first, second] = [tenure(), tenure()];
+    const lending = [first, second];
+    const { ended } = await running(
+      async (session) => {
+        session.admit();
+        await session.withCredentials(async () => {});
+        await session.withCredentials(async () => assert.equal(first.released, 0));
+        assert.deepEqual([first.released, second.released], [1, 0]);
+        await done(session);
+      },
+      {
+        lend: async (use, signal, onLent) => {
+          onLent(lending.shift() ?? assert.fail('asked too often'));
+          return await use(new Credentials(new Map()), signal);
+        },
+      },
+    );
+    await ended;
+    assert.deepEqual([first.released, second.released], [1, 1]);
+  });
+
+  for (const onRotation of ['keep', 'drain'] as const)
+    it(`that ends under it ${onRotation === 'drain' ? 'ends it' : 'leaves it alone'} where the service says ${onRotation}`, async () => {
+      const mine = tenure();
+      const [upstream, server] = await socketPair();
+      server.resume();
+      const { ended, client } = await running(
+        async (session) => {
+          session.admit();
+          await session.withCredentials(async () => {});
+          mine.retire('replaced');
+          await session.relay(session.client, upstream);
+        },
+        { ...lendUnder(mine), onRotation, drainTimeout: 50 },
+      );
+      if (onRotation === 'keep') setTimeout(() => client.end(), 200);
+      server.on('end', () => server.end());
+      assert.equal((await ended).outcome, onRotation === 'drain' ? 'SESSION_EXPIRED' : 'ok');
+    });
+});
 
 describe('a session', () => {
   it('ends with the report of what was served, and one line that has every fact', async () => {

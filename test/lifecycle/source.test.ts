@@ -111,7 +111,7 @@ describe('a loan of credentials', () => {
       (credentials) =>
         Promise.resolve(credentials.names().map((name) => `${name}=${credentials.text(name)}`)),
       patient,
-      (told) => (versions = told),
+      (tenure) => (versions = tenure.versions),
     );
     assert.deepEqual(vault.asked, [['db#u', 'db#p']]);
     assert.deepEqual(env.asked, [['HOST', 'PORT']]);
@@ -153,7 +153,7 @@ describe('a rejected credential', () => {
         return tried.length === 1 ? Promise.reject(rejected()) : Promise.resolve('in');
       },
       patient,
-      (versions) => told.push(versions),
+      ({ versions }) => told.push(versions),
     );
     assert.equal(lent, 'in');
     assert.deepEqual(tried, ['u/old', 'u/new']);

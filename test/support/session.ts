@@ -281,9 +281,9 @@ export class Served implements AsyncDisposable {
         onRotation: options.onRotation ?? 'keep',
         admission: served.admission,
         serve: (each) => protocol.serve(each),
-        lend: async (use, signal, onFetched) => {
+        lend: async (use, signal, onLent) => {
           try {
-            return await source.lend(use, signal, onFetched);
+            return await source.lend(use, signal, onLent);
           } finally {
             source[Symbol.dispose]();
           }
