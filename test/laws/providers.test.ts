@@ -66,6 +66,34 @@ const samples: Record<string, (cleanup: (() => Promise<unknown>)[]) => Promise<S
   },
 };
 
+/** Samples of the providers that run programs; these print, or fail, by their argument. */
+samples['exec'] = async () => {
+  const script = `case $1 in 1) echo ${first};; 2) echo '{"a":{"b":"${second}"}}';; *) exit 1;; esac`;
+  return {
+    open: () => open('exec', { command: ['/bin/sh', '-c', script, 'sh', '{}'] }),
+    references: ['1', '2#a.b'],
+    missing: 'none',
+    hung: undefined,
+  };
+};
+samples['keychain'] = async () => {
+  // A FAKE of secret-tool, and of macOS's security.
+  const script = `#!/bin/sh
+case "$*" in
+  *app*1*) printf %s ${first};;
+  *app*2*) printf %s ${second};;
+  *) exit 1;;
+esac
+`;
+  for (const name of ['secret-tool', 'security']) writeFileSync(join(folder, name), script, { mode: 0o755 });
+  return {
+    open: () => open('keychain', {}, { PATH: `${folder}:${process.env['PATH']}` }),
+    references: ['app#1', 'app#2'],
+    missing: 'app#3',
+    hung: undefined,
+  };
+};
+
 it('every kind of provider is held to the laws', () => {
   assert.deepEqual(Object.keys(samples).sort(), Object.keys(providers).sort());
 });
@@ -162,7 +190,7 @@ for (const [kind, prepare] of Object.entries(samples)) {
         Secret.prototype.wipe = wipe;
       }
       for (const bytes of revealed) assert.ok(bytes.every((byte) => byte === 0));
-      if (kind !== 'vault') assert.equal(revealed.length, references.length);
+      if (kind !== 'vault' && kind !== 'exec') assert.equal(revealed.length, references.length);
     });
 
     it('asks nothing of its store for a signal that has already ended', async () => {
