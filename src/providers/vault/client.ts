@@ -7,7 +7,7 @@ import { createSecureContext } from 'node:tls';
 
 import { type ErrorCode, PosternError, reasonOf } from '../../core/errors.ts';
 import type { Secret } from '../../core/secret.ts';
-import { whyAborted } from '../deadline.ts';
+import { refuseAborted, whyAborted } from '../deadline.ts';
 import { Answer, exchange, type NoAnswer, PlainAgent } from '../exchange.ts';
 import { JsonBytes } from '../json-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
@@ -30,6 +30,11 @@ export interface Call {
   readonly confidential?: Buffer | undefined;
   /** Set for paths that exist in the root namespace only. */
   readonly rootNamespace?: boolean;
+  /**
+   * Once it is sent, its answer is waited for even when the signal ends: it may bring a lease, which nobody else
+   * could revoke, or something that is given only once.
+   */
+  readonly seenThrough?: boolean;
   /** How often to repeat, where it is not what the settings say. */
   readonly retries?: number;
   /** What the request is for, as it appears in messages: `reading "secret/app/db"`. */
@@ -69,6 +74,9 @@ export interface Meaning {
   readonly text: string;
 }
 
+/** For an answer of a form that Vault's never have: something else is listening, or stands between. */
+export const notVault: Meaning = { code: 'PROVIDER_UNAVAILABLE', text: 'the answer is not one of Vault' };
+
 /**
  * Vault's HTTP API: headers, retries, redirects, and the connections. Answers of any status come back; only the
  * lack of an answer is thrown (PROVIDER_UNAVAILABLE), and the end of `signal`.
@@ -77,6 +85,7 @@ export class VaultClient {
   readonly #effective: Effective;
   readonly #name: string;
   readonly #plain = new PlainAgent(pooled);
+  readonly #closing = new AbortController();
   #tls: { readonly agent: TlsAgent; readonly fingerprint: string } | undefined;
 
   /** Throws CONFIG_INVALID for certificate files that cannot be used. */
@@ -110,11 +119,17 @@ export class VaultClient {
   }
 
   error(code: ErrorCode, text: string): PosternError {
-    return new PosternError(code, `provider "${this.#name}": ${text}`);
+    return new PosternError(code, this.naming(text));
   }
 
-  /** Ends all connections. */
+  /** Every message says which provider it is about. */
+  naming(text: string): string {
+    return `provider "${this.#name}": ${text}`;
+  }
+
+  /** Ends what is under way, and all connections. */
   close(): void {
+    this.#closing.abort(new PosternError('SHUTDOWN', `provider "${this.#name}" was closed`));
     this.#plain.destroy();
     this.#tls?.agent.destroy();
   }
@@ -145,10 +160,11 @@ export class VaultClient {
       headers['content-type'] = 'application/json';
       headers['content-length'] = String(call.body.length);
     }
+    refuseAborted(signal);
     const agent = this.#agentFor(url);
     return await exchange(
       { method: call.method, url, socketPath, agent, headers, body: call.body, timeout },
-      signal,
+      call.seenThrough ? this.#closing.signal : AbortSignal.any([signal, this.#closing.signal]),
     );
   }
 
@@ -187,7 +203,10 @@ export class VaultClient {
 
 const pooled = { keepAlive: true, maxSockets, maxFreeSockets: 4 };
 
-function openTlsAgent({ ca, caText, caPath, cert, key, serverName, skipVerify }: TlsSettings): TlsAgent {
+function openTlsAgent(settings: TlsSettings): TlsAgent {
+  const { ca, caText, caPath, serverName, skipVerify } = settings;
+  const cert = settings.cert ? readFileSync(settings.cert) : settings.certText;
+  const key = settings.key ? readFileSync(settings.key) : settings.keyText;
   const trusted = [
     ...(ca ? [readFileSync(ca)] : []),
     ...(caText ? [caText] : []),
@@ -199,7 +218,7 @@ function openTlsAgent({ ca, caText, caPath, cert, key, serverName, skipVerify }:
     minVersion: 'TLSv1.2',
     rejectUnauthorized: !skipVerify,
     ...(trusted.length > 0 ? { ca: trusted } : {}),
-    ...(cert && key ? { cert: readFileSync(cert), key: readFileSync(key) } : {}),
+    ...(cert && key ? { cert, key } : {}),
     ...(serverName ? { servername: serverName } : {}),
   } as const;
   // Says now what a connection would only say later: a file that is no certificate, a key that is not its key.
@@ -258,6 +277,7 @@ function pauseBeforeRetry(outcome: Answer | NoAnswer, attempt: number): number |
     case 500:
     case 502:
     case 503:
+    case 504:
       return backoff;
     default:
       return undefined;

@@ -41,7 +41,7 @@ const token = z
 const tokenFile = z.strictObject({
   method: z.literal('tokenFile'),
   path: text.describe(
-    'File with the token, such as the sink of a Vault Agent. Read again when the token is refused.',
+    'File with the token, such as the sink of a Vault Agent. Read again when it changes and when the token is refused; while it is empty, Vault counts as unavailable.',
   ),
 });
 
@@ -57,11 +57,20 @@ const approle = z
       .describe('Secret id. It then stands in the configuration: prefer secretIdFile.'),
     secretIdFile: text.optional().describe('File with the secret id, read at each login.'),
     secretIdEnv: text.optional().describe('Variable that holds the secret id.'),
+    secretIdWrapped: z
+      .boolean()
+      .default(false)
+      .describe(
+        'The secret id is given as a response-wrapping token, which Postern unwraps once. That it was already used is reported as a possible interception.',
+      ),
   })
   .superRefine(atMostOne(['roleId', 'roleIdFile', 'roleIdEnv']))
   .superRefine(atMostOne(['secretId', 'secretIdFile', 'secretIdEnv']))
   .refine((value) => value.roleId ?? value.roleIdFile ?? value.roleIdEnv, {
     message: 'give one of roleId, roleIdFile, roleIdEnv',
+  })
+  .refine((value) => !value.secretIdWrapped || (value.secretId ?? value.secretIdFile ?? value.secretIdEnv), {
+    message: 'secretIdWrapped needs one of secretId, secretIdFile, secretIdEnv',
   });
 
 const kubernetes = z.strictObject({
@@ -71,6 +80,44 @@ const kubernetes = z.strictObject({
   jwtFile: text
     .default('/var/run/secrets/kubernetes.io/serviceaccount/token')
     .describe('File with the service account token, read at each login: Kubernetes replaces it.'),
+});
+
+const jwt = z.strictObject({
+  method: z.literal('jwt'),
+  mount: mount('jwt'),
+  role: text.optional().describe('Role of the JWT auth method, where it has no default role.'),
+  jwtFile: text.describe(
+    'File with the signed token (JWT), read at each login: whoever issues it replaces it.',
+  ),
+});
+
+/** Methods that take a name and a password: they differ in who knows the password. */
+function passwordLogin<Method extends string>(method: Method) {
+  return z
+    .strictObject({
+      method: z.literal(method),
+      mount: mount(method),
+      username: text
+        .regex(/^(?!\.{1,2}$)[^/]+$/, 'a user name has no "/" in it')
+        .describe('Name of the user.'),
+      password: sensitive
+        .optional()
+        .describe('Password. It then stands in the configuration: prefer passwordFile.'),
+      passwordFile: text.optional().describe('File with the password, read at each login.'),
+      passwordEnv: text.optional().describe('Variable that holds the password.'),
+    })
+    .superRefine(atMostOne(['password', 'passwordFile', 'passwordEnv']))
+    .refine((value) => value.password ?? value.passwordFile ?? value.passwordEnv, {
+      message: 'give one of password, passwordFile, passwordEnv',
+    });
+}
+
+const cert = z.strictObject({
+  method: z.literal('cert'),
+  mount: mount('cert'),
+  name: text
+    .optional()
+    .describe('Name of the certificate role. Default: whichever role trusts the certificate.'),
 });
 
 const none = z.strictObject({ method: z.literal('none') });
@@ -104,9 +151,21 @@ export const settings = z.strictObject({
     ),
   namespace: text.optional().describe('Namespace of all paths. Default: VAULT_NAMESPACE, else none.'),
   auth: z
-    .discriminatedUnion('method', [token, tokenFile, approle, kubernetes, none])
+    .discriminatedUnion('method', [
+      token,
+      tokenFile,
+      approle,
+      kubernetes,
+      jwt,
+      passwordLogin('userpass'),
+      passwordLogin('ldap'),
+      cert,
+      none,
+    ])
     .prefault({ method: 'token' })
-    .describe('How Postern logs in. none: a Vault Agent adds its own token.'),
+    .describe(
+      'How Postern logs in. cert: with the client certificate of `tls`. none: a Vault Agent adds its own token.',
+    ),
   tls: tls
     .optional()
     .describe('TLS towards Vault. When it is given, VAULT_CACERT and its like are not looked at.'),
@@ -120,6 +179,18 @@ export const settings = z.strictObject({
     .regex(/^[^/\s]+(\/[^/\s]+)*$/, 'a mount is written without "/" at its ends')
     .optional()
     .describe('With kvVersion: the mount, where it is more than the first part of the path.'),
+  engineMounts: z
+    .array(text.regex(/^[^/\s]+(\/[^/\s]+)*$/, 'a mount is written without "/" at its ends'))
+    .default([])
+    .describe(
+      'Mounts of other engines than KV (`database`, `pki`), when the policy does not let Postern ask. Default: ask Vault for each mount.',
+    ),
+  followRedirects: z
+    .boolean()
+    .optional()
+    .describe(
+      'Follow a redirect (307) of a standby, once, over https or to the same origin. Default: not when VAULT_DISABLE_REDIRECTS is set.',
+    ),
   timeout: duration
     .optional()
     .describe('How long one request may take. Default: VAULT_CLIENT_TIMEOUT, else 5s.'),
@@ -154,6 +225,9 @@ export interface TlsSettings {
   readonly caPath: string | undefined;
   readonly cert: string | undefined;
   readonly key: string | undefined;
+  /** PEM texts from BAO_CLIENT_CERT_BYTES and BAO_CLIENT_KEY_BYTES. */
+  readonly certText: string | undefined;
+  readonly keyText: string | undefined;
   readonly serverName: string | undefined;
   readonly skipVerify: boolean;
 }
@@ -170,11 +244,15 @@ export function withEnvironment(settings: Settings, { name, environment, log }: 
     'https://127.0.0.1:8200';
   const { origin, socketPath } = parseAddress(address, invalid);
   const tls = settings.tls
-    ? { caText: undefined, ...absent, ...settings.tls }
+    ? { ...absent, ...settings.tls }
     : tlsFromEnvironment(environment, invalid, (message) => log.warn(`provider "${name}": ${message}`));
 
-  if (!tls.cert !== !tls.key)
+  if (!(tls.cert ?? tls.certText) !== !(tls.key ?? tls.keyText))
     throw invalid('a client certificate needs both its file and the file of its key');
+  if (settings.auth.method === 'cert' && (origin.protocol !== 'https:' || !(tls.cert ?? tls.certText)))
+    throw invalid(
+      '`auth: { method: cert }` needs an https address and a client certificate: tls.cert and tls.key',
+    );
   if (tls.skipVerify && origin.protocol === 'https:') {
     log.warn(
       `provider "${name}": TLS is not verified (skipVerify): whoever answers at ${origin.host} gets the token`,
@@ -198,7 +276,7 @@ export function withEnvironment(settings: Settings, { name, environment, log }: 
     tls,
     timeout: settings.timeout ?? timeoutFrom(environment, invalid) ?? 5000,
     retries: settings.retries ?? retriesFrom(environment, invalid) ?? 2,
-    followRedirects: !booleanFrom(environment, 'DISABLE_REDIRECTS', invalid),
+    followRedirects: settings.followRedirects ?? !booleanFrom(environment, 'DISABLE_REDIRECTS', invalid),
   };
 }
 
@@ -214,7 +292,16 @@ export function tokenFileOfTheCommandLine(environment: Environment): string {
 
 type Invalid = (message: string) => PosternError;
 
-const absent = { ca: undefined, caPath: undefined, cert: undefined, key: undefined, serverName: undefined };
+const absent = {
+  ca: undefined,
+  caText: undefined,
+  caPath: undefined,
+  cert: undefined,
+  key: undefined,
+  certText: undefined,
+  keyText: undefined,
+  serverName: undefined,
+};
 
 function parseAddress(address: string, invalid: Invalid): Pick<Effective, 'origin' | 'socketPath'> {
   if (address.startsWith('unix://')) {
@@ -253,12 +340,16 @@ function tlsFromEnvironment(
   const caText = variable(environment, 'CACERT_BYTES');
   // Both implementations take the file, though Vault's documentation says otherwise; and a file can be renewed.
   if (ca && caText) warn('both VAULT_CACERT and VAULT_CACERT_BYTES are set: the file is used');
+  const cert = variable(environment, 'CLIENT_CERT');
+  const key = variable(environment, 'CLIENT_KEY');
   return {
     ca,
     caText: ca ? undefined : caText,
     caPath: ca || caText ? undefined : variable(environment, 'CAPATH'),
-    cert: variable(environment, 'CLIENT_CERT'),
-    key: variable(environment, 'CLIENT_KEY'),
+    cert,
+    key,
+    certText: cert ? undefined : variable(environment, 'CLIENT_CERT_BYTES'),
+    keyText: key ? undefined : variable(environment, 'CLIENT_KEY_BYTES'),
     serverName: variable(environment, 'TLS_SERVER_NAME'),
     skipVerify: booleanFrom(environment, 'SKIP_VERIFY', invalid),
   };

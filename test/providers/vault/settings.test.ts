@@ -7,7 +7,12 @@ import fc from 'fast-check';
 
 import { PosternError } from '../../../src/core/errors.ts';
 import { providers } from '../../../src/providers/index.ts';
-import { encodePath, parseReference } from '../../../src/providers/vault/reference.ts';
+import {
+  encodePath,
+  parametersOf,
+  parseReference,
+  versionOf,
+} from '../../../src/providers/vault/reference.ts';
 import { settings, withEnvironment } from '../../../src/providers/vault/settings.ts';
 import { open } from '../opening.ts';
 
@@ -27,18 +32,37 @@ describe('a reference to Vault', () => {
   it('is a path, perhaps a version, and perhaps a field', () => {
     assert.deepEqual(parseReference('secret/app/db'), {
       path: 'secret/app/db',
-      version: undefined,
+      query: undefined,
       field: 'value',
     });
     assert.deepEqual(parseReference('secret/app?version=3#a.b'), {
       path: 'secret/app',
-      version: 3,
+      query: 'version=3',
       field: 'a.b',
     });
-    assert.deepEqual(parseReference('kv/x#a#b?c'), { path: 'kv/x', version: undefined, field: 'a#b?c' });
-    for (const fine of ['secret/app/db', 'secret/data/app/db#data.password', 'team/kv/a b/ä%2f#x']) {
+    assert.deepEqual(parseReference('kv/x#a#b?c'), { path: 'kv/x', query: undefined, field: 'a#b?c' });
+    for (const fine of [
+      'secret/app/db',
+      'secret/data/app/db#data.password',
+      'team/kv/a b/ä%2f#x',
+      'database/creds/ro#username',
+      'transit/datakey/plaintext/key?#plaintext',
+      'pki/issue/web?common_name=a.internal&ttl=1h&alt_names=b%26c#certificate',
+    ]) {
       assert.equal(check(fine), undefined);
     }
+    assert.equal(versionOf('version=3'), 3);
+    assert.equal(versionOf('versions=3'), undefined);
+    const parameters = parametersOf('common_name=a.internal&alt_names=b%26c%3D%C3%A4&empty=');
+    assert.deepEqual(
+      Object.entries(parameters).map(([name, value]) => [name, value.toString()]),
+      [
+        ['common_name', 'a.internal'],
+        ['alt_names', 'b&c=ä'],
+        ['empty', ''],
+      ],
+    );
+    assert.deepEqual(parametersOf(''), {});
   });
 
   it('is refused with its reason where it could reach something else', () => {
@@ -57,7 +81,16 @@ describe('a reference to Vault', () => {
       ['secret/\ud800', /control character/],
       ['secret/app?version=0', /"\?version=N"/],
       ['secret/app?version=1&list=true', /"\?version=N"/],
-      ['secret/app?list=true', /"\?version=N"/],
+      ['secret/app?list=true&version=1', /"\?version=N"/],
+      ['pki/issue/x?ttl', /parameters as in/],
+      ['pki/issue/x?ttl=1h&', /parameters as in/],
+      ['pki/issue/x?__proto__=1', /parameters as in/],
+      ['pki/issue/x?TTL=1h', /parameters as in/],
+      ['pki/issue/x?ttl=1h&ttl=2h', /"ttl" is given twice/],
+      ['pki/issue/x?ttl=%', /"ttl" has a "%"/],
+      ['pki/issue/x?ttl=%C3', /"ttl" has a "%"/],
+      ['pki/issue/x?ttl=\ud800', /is no text/],
+      [`pki/issue/x?ttl=${'1'.repeat(4096)}`, /longer than 4096/],
       [`secret/app#${'x'.repeat(513)}`, /longer than 512/],
     ];
     for (const [reference, message] of cases) assert.match(check(reference) ?? '', message);
@@ -162,6 +195,13 @@ describe('the settings of "vault"', () => {
         [{}, { VAULT_CLIENT_TIMEOUT: 'soon' }, /VAULT_CLIENT_TIMEOUT/],
         [{}, { VAULT_MAX_RETRIES: '-1' }, /VAULT_MAX_RETRIES/],
         [{ tls: { cert: noPem } }, {}, /both its file and the file of its key/],
+        [{}, { BAO_CLIENT_CERT_BYTES: 'x' }, /both its file and the file of its key/],
+        [{ auth: { method: 'cert' } }, {}, /needs an https address and a client certificate/],
+        [
+          { auth: { method: 'cert' }, address: 'http://127.0.0.1', tls: { cert: noPem, key: noPem } },
+          {},
+          /needs an https address and a client certificate/,
+        ],
         [{ tls: { ca: join(folder, 'none') } }, {}, /TLS files cannot be used \(ENOENT\)/],
         [{ tls: { caPath: folder } }, {}, /TLS files cannot be used/],
         [{ tls: { cert: noPem, key: noPem } }, {}, /TLS files cannot be used/],
@@ -182,6 +222,13 @@ describe('the settings of "vault"', () => {
       { method: 'approle', roleId: 'r' },
       { method: 'approle', roleIdFile: '/r', secretIdEnv: 'S', mount: 'team/approle' },
       { method: 'kubernetes', role: 'r' },
+      { method: 'jwt', jwtFile: '/j' },
+      { method: 'jwt', jwtFile: '/j', role: 'r', mount: 'ci' },
+      { method: 'userpass', username: 'u', passwordFile: '/p' },
+      { method: 'ldap', username: 'u', passwordEnv: 'P', mount: 'corp/ldap' },
+      { method: 'cert' },
+      { method: 'cert', name: 'web' },
+      { method: 'approle', roleId: 'r', secretIdFile: '/w', secretIdWrapped: true },
       { method: 'none' },
     ];
     for (const auth of fine) settings.parse({ auth });
@@ -194,6 +241,13 @@ describe('the settings of "vault"', () => {
       { method: 'kubernetes' },
       { method: 'none', token: 'x' },
       { method: 'ldap' },
+      { method: 'jwt', role: 'r' },
+      { method: 'userpass', username: 'u' },
+      { method: 'userpass', username: 'u', password: 'p', passwordFile: '/p' },
+      { method: 'userpass', username: '../../sys', password: 'p' },
+      { method: 'userpass', username: '..', password: 'p' },
+      { method: 'approle', roleId: 'r', secretIdWrapped: true },
+      { method: 'oidc' },
     ];
     for (const auth of wrong) assert.equal(settings.safeParse({ auth }).success, false);
   });
