@@ -2,6 +2,7 @@ import { env } from './env.ts';
 import { exec } from './exec.ts';
 import { file } from './file.ts';
 import { keychain } from './keychain.ts';
+import { kubernetes } from './kubernetes/index.ts';
 import { literal } from './literal.ts';
 import type { ProviderKind } from './provider.ts';
 import { vault } from './vault/index.ts';
@@ -14,4 +15,5 @@ export const providers: Readonly<Record<string, ProviderKind>> = {
   vault,
   exec,
   keychain,
+  kubernetes,
 };

@@ -24,6 +24,8 @@ interface Sample {
   readonly missing: string | undefined;
   /** Opens one whose store never answers; undefined where there is nothing that could hang. */
   readonly hung: (() => Opened) | undefined;
+  /** References are asked for side by side: the first failure may come before anything else was read. */
+  readonly sideBySide?: true;
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'postern-laws-'));
@@ -91,6 +93,25 @@ esac
     references: ['app#1', 'app#2'],
     missing: 'app#3',
     hung: undefined,
+  };
+};
+samples['kubernetes'] = async (cleanup) => {
+  const cluster = await server('kubernetes');
+  const namespace = await cluster.namespace();
+  await cluster.secret(namespace, 'laws', { first });
+  await cluster.secret(namespace, 'more', { second });
+  await cluster.permit(namespace, ['get', 'list', 'watch'], ['laws', 'more']);
+  const tokenFile = join(folder, 'token');
+  writeFileSync(tokenFile, await cluster.token(namespace));
+  const silent = await fakeVault({}, () => 'by hand');
+  cleanup.push(silent.stop);
+  const common = { namespace, tokenFile, watch: true };
+  return {
+    open: () => open('kubernetes', { server: cluster.url, ca: cluster.ca, ...common }),
+    references: ['laws#first', 'more#second'],
+    missing: 'laws#third',
+    hung: () => open('kubernetes', { server: silent.address, ...common }),
+    sideBySide: true,
   };
 };
 
