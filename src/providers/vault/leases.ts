@@ -123,12 +123,12 @@ export class Leases {
       if (left > 0) return left;
       throw this.#client.error('PROVIDER_FAILED', `lease "${id}": it cannot be renewed any further`);
     }
-    // "lease not found", "lease is not renewable": only the first says that the values are dead.
     if (reply.status === 400 && /not found|invalid lease|expired/.test(reply.said ?? '')) {
       gone();
       throw this.#client.refusal(call, reply, { code: 'PROVIDER_FAILED', text: 'the lease has ended' });
     }
-    throw this.#client.refusal(call, reply);
+    // "past the max TTL, cannot renew", "lease is not renewable"
+    throw this.#client.refusal(call, reply, reply.status === 400 ? noFurther : undefined);
   }
 
   async #revoke(id: string, signal: AbortSignal): Promise<void> {
@@ -163,6 +163,8 @@ export class Leases {
     this.#warned = true;
   }
 }
+
+const noFurther = { code: 'PROVIDER_FAILED', text: 'it cannot be renewed any further' } as const;
 
 const notAllowed = {
   code: 'PROVIDER_FAILED',

@@ -397,13 +397,20 @@ describe('the provider "vault" and a server that misbehaves', () => {
       seen.path.startsWith('/v1/sys/') ? { status: 403, json: { errors: [] } } : undefined,
     );
     const hidden = await failing(vault(server.address));
-    assert.match(hidden.message, /if the policy hides mounts, set kvVersion/);
+    assert.match(hidden.message, /if the policy hides mounts, set kvVersion or engineMounts \(HTTP 403\)$/);
     const provider = vault(server.address, { kvVersion: 2, kvMount: 'team/kv' });
     await texts(provider, 'team/kv/app/db#password', 'secret/app/db#password', 'secret/data/x#data.password');
     assert.deepEqual(
       server.seen.slice(-3).map(({ path }) => path),
       ['/v1/team/kv/data/app/db', '/v1/secret/data/app/db', '/v1/secret/data/x'],
     );
+    const engines = vault(server.address, { kvVersion: 2, engineMounts: ['database', 'team/pki'] });
+    await failure(engines.fetch(['database/creds/app#nothing'], never));
+    await failure(engines.fetch(['team/pki/issue/x?common_name=a%20b#nothing'], never));
+    const [read, written] = server.seen.slice(-2);
+    assert.equal(`${read?.method} ${read?.path}`, 'GET /v1/database/creds/app');
+    assert.equal(`${written?.method} ${written?.path}`, 'POST /v1/team/pki/issue/x');
+    assert.equal(written?.body, '{"common_name":"a b"}');
   });
 
   it('revokes at close only a token that it logged in for, and only warns when it cannot', async () => {
