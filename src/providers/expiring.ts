@@ -76,7 +76,7 @@ export class Expiring<Value extends Disposable> {
         // A store of tokens that is down does no harm while the one in hand is good.
         const usable = current && current === this.#current && Date.now() < current.expiresAt - lastMoments;
         if (!usable || signal.aborted || !current.borrow()) throw thrown;
-        current.replaceAt = Date.now() + pauseAfterFailure;
+        current.replaceAt = Math.min(Date.now() + pauseAfterFailure, current.expiresAt - lastMoments);
         return current;
       }
     }

@@ -1,3 +1,4 @@
+import { conjur } from './conjur/index.ts';
 import { env } from './env.ts';
 import { exec } from './exec.ts';
 import { file } from './file.ts';
@@ -13,6 +14,7 @@ export const providers: Readonly<Record<string, ProviderKind>> = {
   env,
   file,
   vault,
+  conjur,
   exec,
   keychain,
   kubernetes,

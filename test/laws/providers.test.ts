@@ -8,6 +8,7 @@ import { inspect } from 'node:util';
 import { PosternError } from '../../src/core/errors.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { providers } from '../../src/providers/index.ts';
+import { fakeConjur } from '../providers/conjur/fake-conjur.ts';
 import { failure, never, type Opened, open } from '../providers/opening.ts';
 import { fakeVault } from '../providers/vault/fake-vault.ts';
 import { server } from '../support/servers.ts';
@@ -69,6 +70,23 @@ const samples: Record<string, (cleanup: (() => Promise<unknown>)[]) => Promise<S
   },
 };
 
+samples['conjur'] = async (cleanup) => {
+  const variable = (value: string) => ({ values: [Buffer.from(value)], execute: ['host/laws'] });
+  const conjur = await fakeConjur({
+    keys: { 'host/laws': 'key' },
+    variables: { first: variable(first), 'a/second': variable(second) },
+  });
+  const silent = await fakeConjur({ behave: () => true });
+  cleanup.push(conjur.stop, silent.stop);
+  const auth = { method: 'apiKey', login: 'host/laws', apiKey: 'key' };
+  return {
+    open: () => open('conjur', { url: conjur.url, account: 'demo', auth }),
+    references: ['first', 'demo:variable:a/second'],
+    missing: 'none',
+    hung: () => open('conjur', { url: silent.url, account: 'demo', auth }),
+    sideBySide: true,
+  };
+};
 /** Samples of the providers that run programs; these print, or fail, by their argument. */
 samples['exec'] = async () => {
   const script = `case $1 in 1) echo ${first};; 2) echo '{"a":{"b":"${second}"}}';; *) exit 1;; esac`;
