@@ -101,6 +101,7 @@ export class Programs {
       reject(why);
     };
     const stop = (why: PosternError) => {
+      if (settled) return;
       fail(why);
       terminate(child);
     };
@@ -131,10 +132,14 @@ export class Programs {
     child.on('exit', () => {
       this.#forget(child, gone.resolve);
       // What it has printed is in the pipe by now; only a process that it left behind can keep the pipe open.
-      held = setTimeout(
-        () => stop(error('PROVIDER_FAILED', 'left a process behind that keeps its output open')),
-        grace,
-      );
+      const leftOpen = () =>
+        stop(error('PROVIDER_FAILED', 'left a process behind that keeps its output open'));
+      // A busy event loop looks at its timers before its pipes, so the time alone proves nothing.
+      const lookOnce = () =>
+        setImmediate(() => {
+          if (!settled) held = setTimeout(leftOpen, grace / 10);
+        });
+      held = setTimeout(lookOnce, grace);
       if (settled) clearTimeout(held);
     });
     child.on('close', (code, killedBy) => {

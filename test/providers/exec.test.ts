@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { ChildProcess, execFileSync } from 'node:child_process';
+import type { EventEmitter } from 'node:events';
 import {
   chmodSync,
   closeSync,
@@ -312,6 +313,24 @@ describe('the provider exec', () => {
     const agent = await pidIn(path);
     assert.ok(isAlive(agent));
     process.kill(agent);
+  });
+
+  it('takes what is in the pipe, however long the event loop had no time to look', async () => {
+    // Its 'exit' is heard, and then nothing for longer than an output may stay open.
+    // oxlint-disable-next-line typescript/unbound-method -- called with its `this`, and put back as it was
+    const { emit } = ChildProcess.prototype;
+    ChildProcess.prototype.emit = function (this: ChildProcess, ...event: Parameters<EventEmitter['emit']>) {
+      const heard = (emit as EventEmitter['emit']).apply(this, event);
+      const end = performance.now() + (event[0] === 'exit' ? 1300 : 0);
+      while (performance.now() < end);
+      return heard;
+    } as typeof emit;
+    try {
+      for (let runs = 0; runs < 3; runs++)
+        assert.equal(await output('head -c 60000 /dev/zero; echo'), '\0'.repeat(60_000));
+    } finally {
+      ChildProcess.prototype.emit = emit;
+    }
   });
 
   it('runs at most eight at once, and lets no one wait beyond its signal', async () => {
