@@ -1,0 +1,45 @@
+import { Secret } from '../../core/secret.ts';
+import type { Obtained } from '../expiring.ts';
+
+/** Who signs requests to AWS. */
+export class AwsCredentials implements Disposable {
+  readonly accessKeyId: string;
+  readonly secretAccessKey: Secret;
+  readonly #sessionToken: Secret | undefined;
+
+  constructor(accessKeyId: string, secretAccessKey: Secret, sessionToken: Secret | undefined) {
+    this.accessKeyId = accessKeyId;
+    this.secretAccessKey = secretAccessKey;
+    this.#sessionToken = sessionToken;
+  }
+
+  /** It goes into a header or a query, which are strings. */
+  sessionToken(): string | undefined {
+    return this.#sessionToken?.reveal().toString('latin1');
+  }
+
+  identity(): { readonly accessKeyId: string; readonly secretAccessKey: Buffer } {
+    return { accessKeyId: this.accessKeyId, secretAccessKey: this.secretAccessKey.reveal() };
+  }
+
+  equals(other: AwsCredentials): boolean {
+    return (
+      this.accessKeyId === other.accessKeyId &&
+      this.secretAccessKey.reveal().equals(other.secretAccessKey.reveal())
+    );
+  }
+
+  [Symbol.dispose](): void {
+    this.secretAccessKey.wipe();
+    this.#sessionToken?.wipe();
+  }
+}
+
+export type ObtainedCredentials = Obtained<AwsCredentials>;
+
+/** A secret from a view of bytes that are wiped later. */
+export function copied(view: Buffer): Secret {
+  const bytes = Buffer.allocUnsafeSlow(view.length);
+  view.copy(bytes);
+  return new Secret(bytes);
+}

@@ -1,0 +1,105 @@
+import { Secret } from '../../core/secret.ts';
+import { amzDate, presignedQuery } from '../../core/sigv4.ts';
+import { refuseAborted } from '../deadline.ts';
+import type { Provider, ProviderContext } from '../provider.ts';
+import { StoreClient } from '../store-client.ts';
+import { CredentialChain } from './credentials.ts';
+import type { CommonSettings } from './settings.ts';
+
+/** RDS accepts a token for this long for the start of a session. */
+const lifeSeconds = 15 * 60;
+
+/** `user@host:port`, taken apart. */
+interface Target {
+  readonly user: string;
+  /** As RDS knows the instance: the token names it. */
+  readonly host: string;
+  readonly port: string;
+}
+
+/** Says what is wrong with a reference; undefined when it is well formed. */
+export function checkTarget(reference: string): string | undefined {
+  return parseTarget(reference)
+    ? undefined
+    : 'must be user@host:port, with the endpoint of the instance or cluster as RDS names it';
+}
+
+function parseTarget(reference: string): Target | undefined {
+  // A name of a user may hold an @; a host does not.
+  const [, user, host = '', port] =
+    /^(.{1,128})@([A-Za-z0-9][A-Za-z0-9.-]{0,252}):(\d{1,5})$/su.exec(reference) ?? [];
+  if (user === undefined || port === undefined || Number(port) < 1 || Number(port) > 65_535) return undefined;
+  return user.isWellFormed() ? { user, host: host.toLowerCase(), port: String(Number(port)) } : undefined;
+}
+
+/** Login tokens of RDS and Aurora: presigned requests that are never sent. Making one asks nobody. */
+export function openRdsIam(settings: CommonSettings, context: ProviderContext): Provider {
+  const http = new StoreClient({ name: context.name, timeout: settings.timeout, retries: settings.retries });
+  const chain = new CredentialChain(settings, context, http);
+
+  async function regionOf(host: string, signal: AbortSignal): Promise<string> {
+    // Of a custom name or a proxy's, only the settings know it.
+    const inHost = /\.([a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?$/.exec(host)?.[1];
+    const region = settings.region ?? inHost ?? (await chain.region(signal));
+    if (region === undefined)
+      throw http.error('CONFIG_INVALID', `the region of "${host}" is not known: set \`region\``);
+    return region;
+  }
+
+  async function tokenFor(reference: string, signal: AbortSignal): Promise<{ secret: Secret; end: number }> {
+    const target = parseTarget(reference);
+    if (!target) throw http.error('PROVIDER_FAILED', `"${reference}": ${checkTarget(reference)}`);
+    const { user, host, port } = target;
+    const region = await regionOf(host, signal);
+    return await chain.lend(async (credentials, expiresAt) => {
+      const now = new Date();
+      const place = `${host}:${port}`;
+      const query = presignedQuery(
+        {
+          method: 'GET',
+          path: '/',
+          host: place,
+          parameters: [
+            ['Action', 'connect'],
+            ['DBUser', user],
+          ],
+          expires: lifeSeconds,
+          sessionToken: credentials.sessionToken(),
+        },
+        credentials.identity(),
+        { region, service: 'rds-db' },
+        amzDate(now),
+      );
+      const text = `${place}/?${query}`;
+      const bytes = Buffer.allocUnsafeSlow(Buffer.byteLength(text));
+      bytes.write(text, 'latin1');
+      // It dies with the credentials that signed it.
+      const end = Math.min(now.getTime() + lifeSeconds * 1000, expiresAt);
+      return await Promise.resolve({ secret: new Secret(bytes), end });
+    }, signal);
+  }
+
+  return {
+    async fetch(references, signal) {
+      refuseAborted(signal);
+      const secrets: Secret[] = [];
+      let end = Infinity;
+      try {
+        for (const reference of references) {
+          const token = await tokenFor(reference, signal);
+          secrets.push(token.secret);
+          end = Math.min(end, token.end);
+        }
+        return { secrets, ...(end === Infinity ? {} : { expiresAt: new Date(end) }) };
+      } catch (thrown) {
+        for (const secret of secrets) secret.wipe();
+        throw http.named(thrown);
+      }
+    },
+    check: async (signal) => chain.lend(() => Promise.resolve(), signal),
+    async close(signal) {
+      await chain.close(signal);
+      http.close();
+    },
+  };
+}
