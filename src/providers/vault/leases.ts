@@ -55,8 +55,8 @@ export class Leases {
         const now = performance.now();
         if (effectiveEnd() <= now) throw this.#client.error('PROVIDER_FAILED', `lease "${id}": it has ended`);
         if (!renewable) throw this.#client.error('PROVIDER_FAILED', `lease "${id}": it is not renewable`);
-        // Its own token first: the lease would end with it.
-        if (token) await this.#tokens.keepUntil(token, now + wanted, signal);
+        // Its own token first: the lease would end with it. Not again when that has just been done for another.
+        if (token) await this.#tokens.keepUntil(token, now + wanted * 0.9, signal);
         const before = hanging.end;
         const renewedAt = performance.now();
         const left = await this.#renew(id, duration, signal, gone);

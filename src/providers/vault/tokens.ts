@@ -16,7 +16,7 @@ const fileLookEvery = 1000;
 /** What Node's timers can wait: beyond 2^31-1 ms they fire at once, and a token of 32 days would be renewed in a loop. */
 const longestTimer = 2 ** 31 - 1;
 /** Between attempts to renew a token after Vault could not be asked. */
-const renewBackoff = { first: 1000, longest: 60_000 } as const;
+const renewBackoff = { shortest: 100, first: 1000, longest: 60_000 } as const;
 
 /** What hangs on a token: it ends when the token does. */
 export interface Hanging {
@@ -389,7 +389,7 @@ export class Tokens {
     if (!this.#former.delete(token)) return;
     void this.#chore(async () => {
       try {
-        if (token.revocable && token.end > performance.now()) {
+        if (token.revocable && token.uses !== 0 && token.end > performance.now()) {
           await this.#revoke(token, AbortSignal.timeout(revokeTimeout));
         }
       } catch (thrown) {
@@ -514,11 +514,13 @@ export class Token {
     this.#planRenewal(askedAt);
   }
 
+  /** Tried again after a pause; one that has little left does not wait for long. */
   notRenewed(): void {
-    const pause =
-      Math.min(renewBackoff.first * 2 ** this.#failures, renewBackoff.longest) * (0.5 + Math.random());
+    const pause = Math.min(renewBackoff.first * 2 ** this.#failures, renewBackoff.longest);
+    const now = performance.now();
+    const soon = Math.max((this.end - now) / 4, renewBackoff.shortest);
     this.#failures = Math.min(this.#failures + 1, 10);
-    this.#renewAt = performance.now() + pause;
+    this.#renewAt = now + Math.min(pause, soon) * (0.5 + Math.random());
   }
 
   renewalDue(): boolean {
