@@ -18,7 +18,6 @@ export class Leases {
   readonly #tokens: Tokens;
   readonly #context: ProviderContext;
   readonly #cleanUps = new Set<Promise<void>>();
-  #warned = false;
 
   constructor(client: VaultClient, tokens: Tokens, context: ProviderContext) {
     this.#client = client;
@@ -68,8 +67,15 @@ export class Leases {
         return dateOf(effectiveEnd());
       },
       revoke: async (signal) => {
-        await this.#revoke(id, signal);
-        gone();
+        try {
+          await this.#revoke(id, signal);
+          gone();
+        } catch (thrown) {
+          // Nobody wants it any more, and Vault does not let us end it: at least its token is not kept for it.
+          if (PosternError.from(thrown).code === 'PROVIDER_FAILED' && token)
+            this.#tokens.letGo(token, hanging);
+          throw thrown;
+        }
       },
     };
   }
@@ -149,18 +155,11 @@ export class Leases {
       // The answer says that the user is gone, not that it will be.
       await send(true);
     } catch (thrown) {
-      if (signal.aborted || !(thrown instanceof PosternError)) throw thrown;
-      if (thrown.message.includes(notAllowed.text)) return this.#warnOnce(thrown);
+      if (signal.aborted || (thrown instanceof PosternError && thrown.message.includes(notAllowed.text)))
+        throw thrown;
       // The database is down, say. Queued, Vault tries again by itself.
       await send(false);
     }
-  }
-
-  /** The lease ends by its duration, or with the token at the end: no failure, but worth knowing. */
-  #warnOnce(thrown: PosternError): void {
-    if (this.#warned) this.#context.log.debug(thrown.message);
-    else this.#context.log.warn(thrown.message);
-    this.#warned = true;
   }
 }
 

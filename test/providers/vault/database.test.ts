@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import mysql from 'mysql2/promise';
@@ -318,21 +319,26 @@ ${more}`;
     assert.deepEqual(await role.users(), []);
   });
 
-  it('only warns, once, when the policy does not let it revoke', async () => {
+  it('says which rule of the policy is missing when it may not revoke, and lets the token end instead', async () => {
     await bao.request('PUT', 'sys/policies/acl/no-revoke', { policy: may('') });
     const role = await onPostgres.dynamic();
     const provider = await vault({ token_policies: 'no-revoke' });
-    for (let i = 0; i < 2; i++) await onlyLease(await provider.fetch(login(role.path), never)).revoke(never);
-    const warned = provider
-      .logged()
-      .split('\n')
-      .filter((line) => line.includes('"level":40'));
-    assert.equal(warned.length, 1);
+    const lease = onlyLease(await provider.fetch(login(role.path), never));
+    const error = await failure(lease.revoke(never));
+    assert.equal(error.code, 'PROVIDER_FAILED');
     assert.match(
-      warned[0] ?? '',
-      /revoking the lease .*the policy does not allow update on sys\/leases\/revoke/,
+      error.message,
+      /revoking the lease ".*": the policy does not allow update on sys\/leases\/revoke/,
     );
-    assert.notDeepEqual(await role.users(), [], 'nobody has revoked the second');
+    const ids = [lease.id];
+    assert.match(
+      (await failure(provider.revokeLeases?.(ids, never) ?? Promise.resolve())).message,
+      /the policy/,
+    );
+    await failure(provider.fetch([`${role.path}#none`], never));
+    await eventually(async () =>
+      assert.match(provider.logged(), /"level":40.*lease not revoked: .*the policy/),
+    );
     await provider.close(never);
     await eventually(async () => assert.deepEqual(await role.users(), []));
   });
@@ -357,6 +363,37 @@ ${more}`;
     await provider.close(AbortSignal.timeout(5000));
     assert.ok(performance.now() - startedAt < 3000);
     await eventually(async () => assert.deepEqual(await role.users(), []));
+  });
+
+  it('needs no more than the policy that its page shows, and not the policy "default"', async () => {
+    const page = readFileSync(new URL('../../../docs/providers/vault.md', import.meta.url), 'utf8');
+    const [, policy = ''] = /```hcl\n([^`]*)```/.exec(page) ?? [];
+    const [dynamic, fixed] = [await onPostgres.dynamic(), await onPostgres.static()];
+    await bao.write('sys/mounts/pki', { type: 'pki' });
+    await bao.write('pki/root/generate/internal', { common_name: 'Test CA' });
+    await bao.write('pki/roles/orders', { allow_any_name: true, max_ttl: '1h' });
+    const own = policy
+      .replace('database/creds/orders', dynamic.path)
+      .replace('database/static-creds/orders', fixed.path);
+    await bao.request('PUT', 'sys/policies/acl/page', { policy: own });
+    const provider = await vault({ token_policies: 'page', token_no_default_policy: true, token_ttl: '2s' });
+    await provider.check(never);
+    const grant = await provider.fetch(
+      [
+        ...login(dynamic.path),
+        ...login(fixed.path),
+        'secret/app/db#password',
+        'pki/issue/orders?common_name=a#certificate',
+      ],
+      never,
+    );
+    assert.equal(grant.secrets.length, 6);
+    await sleep(2500);
+    await onlyLease(grant).renew(never);
+    await onlyLease(grant).revoke(never);
+    assert.deepEqual(await dynamic.users(), []);
+    await provider.close(never);
+    assert.doesNotMatch(provider.logged(), /"level":[45]0/);
   });
 
   it('says that Vault failed when the database is out of its reach, and revokes nothing that is not there', async () => {

@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
+import { parse } from 'yaml';
 
 import { PosternError } from '../../../src/core/errors.ts';
 import { providers } from '../../../src/providers/index.ts';
@@ -250,6 +251,17 @@ describe('the settings of "vault"', () => {
       { method: 'oidc' },
     ];
     for (const auth of wrong) assert.equal(settings.safeParse({ auth }).success, false);
+  });
+
+  it('are what the documentation says: every way to log in has an example, which is valid', () => {
+    const page = readFileSync(new URL('../../../docs/providers/vault.md', import.meta.url), 'utf8');
+    const examples = [...page.matchAll(/```yaml\n(auth: [^`]*)```/g)].map(([, text = '']) => parse(text));
+    const methods = examples.map((example) => settings.parse(example).auth.method);
+    const every = ['approle', 'cert', 'jwt', 'kubernetes', 'none', 'token', 'tokenFile', 'userpass'];
+    assert.deepEqual(methods.toSorted(), every);
+    for (const [, reference = ''] of page.matchAll(/^\| `([^`]+)` \| /gm)) {
+      if (reference.includes('/')) assert.equal(check(reference), undefined, reference);
+    }
   });
 
   it('warn of what is unsafe or ignored', () => {
