@@ -47,7 +47,10 @@ export interface Lease {
   readonly renewable: boolean;
   /** When it ends unless it is renewed; never later than the login at the store that it hangs on. */
   readonly expiresAt: Date;
-  /** The new end. Throws PROVIDER_FAILED when it cannot be renewed any more: the caller fetches new values. */
+  /**
+   * The new end; no later than the old one where the lease comes to its longest life. Throws PROVIDER_FAILED when it
+   * cannot be renewed any more: the caller fetches new values.
+   */
   renew(signal: AbortSignal): Promise<Date>;
   /** Ends it now. Not an error when it has ended already. */
   revoke(signal: AbortSignal): Promise<void>;

@@ -56,14 +56,9 @@ export class Leases {
         if (!renewable) throw this.#client.error('PROVIDER_FAILED', `lease "${id}": it is not renewable`);
         // Its own token first: the lease would end with it. Not again when that has just been done for another.
         if (token) await this.#tokens.keepUntil(token, now + wanted * 0.9, signal);
-        const before = hanging.end;
         const renewedAt = performance.now();
-        const left = await this.#renew(id, duration, signal, gone);
-        hanging.end = renewedAt + left;
-        // Vault goes on saying "renewed" when there is nothing left to give (max_ttl).
-        if (left < duration / 2 && hanging.end < before + 1000) {
-          throw this.#client.error('PROVIDER_FAILED', `lease "${id}": it cannot be renewed any further`);
-        }
+        // No later than before where it comes to its longest life (max_ttl): Vault renews it by nothing, and says 200.
+        hanging.end = renewedAt + (await this.#renew(id, duration, signal, gone));
         return dateOf(effectiveEnd());
       },
       revoke: async (signal) => {
@@ -115,8 +110,8 @@ export class Leases {
   /** Milliseconds that are left after the renewal. */
   async #renew(id: string, duration: number, signal: AbortSignal, gone: () => void): Promise<number> {
     // Counted from now, not added; less than at first would shorten it.
-    const increment = Buffer.from(`${Math.ceil(duration / 1000)}s`);
-    const body = jsonObject({ lease_id: Buffer.from(id), increment });
+    const increment = duration > 0 ? { increment: Buffer.from(`${Math.ceil(duration / 1000)}s`) } : {};
+    const body = jsonObject({ lease_id: Buffer.from(id), ...increment });
     const call: Call = {
       method: 'POST',
       path: 'sys/leases/renew',
