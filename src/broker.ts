@@ -1,10 +1,13 @@
 import type { Logger } from 'pino';
 
-import { Metrics } from './admin/metrics.ts';
+import { type LiveState, Metrics } from './admin/metrics.ts';
 import { AdminServer } from './admin/server.ts';
 import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
+import { LeaseJournal } from './lifecycle/journal.ts';
+import { LeaseOffice } from './lifecycle/leases.ts';
+import type { SourceState } from './lifecycle/source.ts';
 import { Listener, removeDeadSocket } from './listener.ts';
 import { providers as kinds } from './providers/index.ts';
 import type { Provider } from './providers/provider.ts';
@@ -12,6 +15,8 @@ import { Service } from './service.ts';
 
 /** How long closing all providers may take at the end, in milliseconds. */
 const PROVIDER_CLOSE_TIMEOUT = 5000;
+/** How long revoking all leases may take at the end, in milliseconds. */
+const REVOKE_TIMEOUT = 5000;
 /** How long one provider may take to say for `/readyz?verbose` that it is well, in milliseconds. */
 const PROVIDER_CHECK_TIMEOUT = 2000;
 
@@ -40,6 +45,9 @@ interface Door {
 export class Broker {
   readonly metrics: Metrics;
   readonly #context: BrokerContext;
+  readonly #stateFolder: string | undefined;
+  readonly #journal: LeaseJournal | undefined;
+  readonly #leases: LeaseOffice;
   #providers = new Map<string, OpenProvider>();
   /** Providers that a reload replaced and that logins may still use, each with the timer that will close it. */
   readonly #replaced = new Map<OpenProvider, NodeJS.Timeout>();
@@ -50,14 +58,21 @@ export class Broker {
   #adminConfigured: Address | undefined;
   #state: 'starting' | 'serving' | 'draining' = 'starting';
 
-  private constructor(context: BrokerContext) {
+  private constructor({ stateFolder }: Config, context: BrokerContext) {
     this.#context = context;
     this.metrics = new Metrics(context.version, { services: () => this.#live() });
+    this.#stateFolder = stateFolder;
+    this.#journal = stateFolder === undefined ? undefined : new LeaseJournal(stateFolder, context.log);
+    this.#leases = new LeaseOffice({
+      log: context.log,
+      journal: this.#journal,
+      observe: (provider, operation, outcome) => this.metrics.leaseOperation(provider, operation, outcome),
+    });
   }
 
   /** Opens everything the configuration names. Throws LISTEN_FAILED or CONFIG_INVALID, with nothing left open. */
   static async start(config: Config, context: BrokerContext): Promise<Broker> {
-    const broker = new Broker(context);
+    const broker = new Broker(config, context);
     broker.#adminConfigured = config.admin.listenOn;
     try {
       if (config.admin.listenOn) {
@@ -69,6 +84,7 @@ export class Broker {
       await broker.#apply(config);
       broker.metrics.configLoaded('first');
       broker.#state = 'serving';
+      void broker.#journal?.sweep((provider, ids, signal) => broker.#revokeFormer(provider, ids, signal));
       return broker;
     } catch (error) {
       await broker.stop(() => 0);
@@ -94,15 +110,16 @@ export class Broker {
     context: BrokerContext,
     use: (service: Service) => Promise<T>,
   ): Promise<T[]> {
-    const broker = new Broker(context);
+    const broker = new Broker(config, context);
+    const services: Service[] = [];
     try {
       for (const entry of config.providers.values())
         broker.#providers.set(entry.name, broker.#openProvider(entry));
-      const prepare = (entry: ServiceConfig) =>
-        Service.prepare(entry, lookUp(broker.#providers), context.log, broker.metrics);
-      return await Promise.all((await Promise.all(config.services.map(prepare))).map(use));
+      for (const entry of config.services) services.push(await broker.#prepare(entry, broker.#providers));
+      return await Promise.all(services.map(use));
     } finally {
-      await broker.stop();
+      for (const service of services) broker.#retire(service);
+      await broker.stop(() => 0);
     }
   }
 
@@ -115,6 +132,8 @@ export class Broker {
       const config = await load();
       if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
         this.#context.log.warn('the address for health and metrics changes only with a restart');
+      if (config.stateFolder !== this.#stateFolder)
+        this.#context.log.warn('the folder for the ids of leases changes only with a restart');
       await this.#apply(config);
       this.metrics.configLoaded('ok');
     } catch (error) {
@@ -129,6 +148,10 @@ export class Broker {
     for (const { listener } of this.#doors) listener.close();
     const services = [...this.#services, ...this.#retired];
     await Promise.all(services.map((service) => service.drain(drainTimeout(service.config))));
+    const outOfTime = setTimeout(() => this.#leases.abandon(), REVOKE_TIMEOUT);
+    await Promise.all(services.map(({ gone }) => gone));
+    clearTimeout(outOfTime);
+    await this.#journal?.close();
     const opened = [...this.#providers.values(), ...this.#replaced.keys()];
     await Promise.all(opened.map((each) => this.#close(each)));
     this.#admin?.close();
@@ -156,7 +179,7 @@ export class Broker {
             const current = door?.behind.services.find(({ config: { name } }) => name === entry.name);
             return current?.config.fingerprint === entry.fingerprint && kept(entry)
               ? current
-              : await Service.prepare(entry, lookUp(providers), this.#context.log, this.metrics);
+              : await this.#prepare(entry, providers);
           }),
         );
         const [first, ...others] = services;
@@ -202,7 +225,7 @@ export class Broker {
     // A client that has just connected to a replaced service has its time to say what it wants, and to be logged in.
     const patience = 2 * Math.max(0, ...before.map(({ config }) => config.limits.loginTimeout));
     for (const opened of replaced) {
-      const timer = setTimeout(() => void this.#close(opened), patience).unref();
+      const timer = setTimeout(() => void this.#closeUnused(opened), patience).unref();
       this.#replaced.set(opened, timer);
     }
   }
@@ -213,7 +236,29 @@ export class Broker {
 
   #retire(service: Service): void {
     this.#retired.add(service);
-    void service.finish().then(() => this.#retired.delete(service));
+    void service
+      .finish()
+      .then(() => service.gone)
+      .then(() => this.#retired.delete(service));
+  }
+
+  /** Sessions that live on keep the leases of their credentials alive, and with them the provider that gave those. */
+  async #closeUnused(opened: OpenProvider): Promise<void> {
+    const users = [...this.#retired].filter(({ source }) => source.needs(opened.config.name));
+    await Promise.all(users.map(({ gone }) => gone));
+    if (this.#replaced.has(opened)) await this.#close(opened);
+  }
+
+  async #prepare(config: ServiceConfig, providers: ReadonlyMap<string, OpenProvider>): Promise<Service> {
+    return await Service.prepare(config, lookUp(providers), this.#context.log, this.metrics, this.#leases);
+  }
+
+  async #revokeFormer(name: string, ids: readonly string[], signal: AbortSignal): Promise<void> {
+    const provider = this.#providers.get(name)?.provider;
+    if (!provider?.revokeLeases)
+      // A reload may bring it back.
+      throw new PosternError('PROVIDER_UNAVAILABLE', `no provider "${name}" that has leases is configured`);
+    await provider.revokeLeases(ids, signal);
   }
 
   #openProvider(config: ProviderConfig): OpenProvider {
@@ -259,9 +304,12 @@ export class Broker {
 
   async #detail(): Promise<string[]> {
     const services = this.#doors.flatMap(({ listener, behind }) =>
-      behind.services.map(({ config: { name, limits }, live: { active } }) => {
+      behind.services.flatMap(({ config: { name, limits }, live: { active }, source }) => {
         const address = formatAddress(listener.address);
-        return `service ${name}: listening on ${address}, ${active} of ${limits.maxConnections} connections`;
+        return [
+          `service ${name}: listening on ${address}, ${active} of ${limits.maxConnections} connections`,
+          ...describeSource(source.describe()).map((line) => `service ${name}: ${line}`),
+        ];
       }),
     );
     const asked = [...this.#providers].map(async ([name, { provider }]) => {
@@ -275,19 +323,54 @@ export class Broker {
     return [...services, ...(await Promise.all(asked))];
   }
 
-  *#live(): Generator<{ name: string; active: number; bytesFromClient: number; bytesFromUpstream: number }> {
+  *#live(): ReturnType<LiveState['services']> {
     const byName = Map.groupBy([...this.#services, ...this.#retired], (service) => service.config.name);
     for (const [name, services] of byName) {
       const live = services.map((service) => service.live);
+      // The one that takes new sessions comes first.
+      const states = services.map(({ source }) => source.describe());
+      const [current] = states;
       const sum = (field: keyof Service['live']) => live.reduce((total, each) => total + each[field], 0);
       yield {
         name,
         active: sum('active'),
         bytesFromClient: sum('bytesFromClient'),
         bytesFromUpstream: sum('bytesFromUpstream'),
+        credential: {
+          generation: current?.generation ?? 0,
+          age: current?.age,
+          stale: current?.state === 'stale',
+        },
+        leases: states.flatMap(({ leases }) => leases),
       };
     }
   }
+}
+
+/** What there is to know of a service's credentials beyond that they are fetched when they are needed. */
+function describeSource({
+  state,
+  versions,
+  generation,
+  age,
+  failing,
+  rejected,
+  leases,
+}: SourceState): string[] {
+  const lines: string[] = [];
+  if (generation > 0)
+    lines.push(`credential ${versions}, generation ${generation}, last fetched ${age ?? '?'} s ago`);
+  if (state !== 'empty') lines.push(`the credential is kept, and ${state}`);
+  if (failing)
+    lines.push(
+      `failing for ${failing.since} s (${failing.code}, ${failing.failures} times, next in ${failing.nextAttempt} s): ${failing.error}`,
+    );
+  if (rejected) lines.push('the server rejects the credential that the provider has');
+  for (const { provider, id, secondsLeft, sessions, current } of leases)
+    lines.push(
+      `lease ${id} of ${provider}: ${secondsLeft} s left, ${sessions} sessions${current ? '' : ', replaced'}`,
+    );
+  return lines;
 }
 
 function lookUp(providers: ReadonlyMap<string, OpenProvider>): (name: string) => Provider {

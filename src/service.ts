@@ -11,6 +11,7 @@ import { Deadline } from './core/deadline.ts';
 import { PosternError } from './core/errors.ts';
 import { ClientSession, type ServiceRuntime } from './core/session.ts';
 import { loadServerContext } from './core/tls.ts';
+import type { LeaseOffice } from './lifecycle/leases.ts';
 import { CredentialSource } from './lifecycle/source.ts';
 import type { Provider } from './providers/provider.ts';
 
@@ -26,6 +27,7 @@ export class Service {
   readonly #metrics: Metrics;
   readonly #admission: Admission;
   readonly #sessions = new Map<ClientSession, Promise<void>>();
+  readonly #gone = Promise.withResolvers<void>();
 
   private constructor(
     config: ServiceConfig,
@@ -61,14 +63,23 @@ export class Service {
     provider: (name: string) => Provider,
     log: Logger,
     metrics: Metrics,
+    leases: LeaseOffice,
   ): Promise<Service> {
     const connector = connectors[config.connector];
     if (!connector) throw new PosternError('INTERNAL', `no connector is called "${config.connector}"`);
     const localTls = config.listenTls && (await loadServerContext(config.listenTls));
-    const source = new CredentialSource(config.credentials, provider, (name, outcome, seconds) =>
-      metrics.providerAsked(name, outcome, seconds),
-    );
     const { loginTimeout, idleTimeout } = config.limits;
+    const source = new CredentialSource(config.credentials, provider, {
+      policy: config.cache,
+      log: log.child({ service: config.name }),
+      leases,
+      fetchTimeout: loginTimeout,
+      observer: {
+        asked: (name, outcome, seconds) => metrics.providerAsked(name, outcome, seconds),
+        lent: (from) => metrics.credentialLent(config.name, from),
+        rejected: (outcome) => metrics.credentialRejected(config.name, outcome),
+      },
+    });
     const protocol = connector.open(config.settings, {
       name: config.name,
       log: log.child({ service: config.name }),
@@ -124,6 +135,11 @@ export class Service {
     });
   }
 
+  /** Resolves when nothing is left of the service: no session, and no lease that could still be revoked. */
+  get gone(): Promise<void> {
+    return this.#gone.promise;
+  }
+
   /**
    * Waits for the sessions of a service that no listener gives clients any more. Those that have connected and not yet
    * said what they want are among them, and are served.
@@ -132,7 +148,7 @@ export class Service {
     this.#protocol.drain?.();
     await Promise.all(this.#sessions.values());
     this.#protocol.close?.();
-    this.source[Symbol.dispose]();
+    this.#gone.resolve(this.source.close());
   }
 
   /** Takes no more sessions and gives those it has `milliseconds` to finish; then they are ended. */

@@ -10,6 +10,13 @@ export interface LiveState {
     readonly active: number;
     readonly bytesFromClient: number;
     readonly bytesFromUpstream: number;
+    readonly credential: {
+      readonly generation: number;
+      /** Seconds since the values were last seen in the store; undefined: never. */
+      readonly age: number | undefined;
+      readonly stale: boolean;
+    };
+    readonly leases: readonly { readonly provider: string }[];
   }>;
 }
 
@@ -21,6 +28,12 @@ export class Metrics {
   readonly #logins: Histogram;
   readonly #fetches: Counter;
   readonly #fetchDuration: Histogram;
+  readonly #providerUp: Gauge;
+  readonly #providerSuccess: Gauge;
+  readonly #providerFailures: Gauge;
+  readonly #lent: Counter;
+  readonly #rejections: Counter;
+  readonly #leaseOperations: Counter;
   readonly #acceptErrors: Counter;
   readonly #dropped: Counter;
   readonly #reloads: Counter;
@@ -86,6 +99,86 @@ export class Metrics {
       buckets: [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
       registers,
     });
+    this.#providerUp = new Gauge({
+      name: 'postern_provider_up',
+      help: 'Whether the provider answered the last question, be it with a refusal: 1 or 0.',
+      labelNames: ['provider'],
+      registers,
+    });
+    this.#providerSuccess = new Gauge({
+      name: 'postern_provider_last_success_timestamp_seconds',
+      help: 'When the provider last gave what it was asked for.',
+      labelNames: ['provider'],
+      registers,
+    });
+    this.#providerFailures = new Gauge({
+      name: 'postern_provider_consecutive_failures',
+      help: 'Questions since then that the provider did not answer with what it was asked for.',
+      labelNames: ['provider'],
+      registers,
+    });
+    this.#lent = new Counter({
+      name: 'postern_credential_requests_total',
+      help: 'Credentials that logins or requests were given, by where they came from: provider, cache, or stale where the provider could not be asked.',
+      labelNames: ['service', 'from'],
+      registers,
+    });
+    this.#rejections = new Counter({
+      name: 'postern_credential_rejections_total',
+      help: 'Logins that met a rejected credential, by their end: recovered, where another try was accepted, or refused.',
+      labelNames: ['service', 'outcome'],
+      registers,
+    });
+    new Gauge({
+      name: 'postern_credential_generation',
+      help: "How often the values of the service's credentials have changed since the start, plus one.",
+      labelNames: ['service'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { name, credential } of live.services())
+          if (credential.generation > 0) this.set({ service: name }, credential.generation);
+      },
+    });
+    new Gauge({
+      name: 'postern_credential_age_seconds',
+      help: "Since the values of the service's credentials were last seen in the store.",
+      labelNames: ['service'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { name, credential } of live.services())
+          if (credential.age !== undefined) this.set({ service: name }, credential.age);
+      },
+    });
+    new Gauge({
+      name: 'postern_credential_stale',
+      help: 'Whether the service uses an old credential because its provider cannot be asked: 1 or 0.',
+      labelNames: ['service'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { name, credential } of live.services())
+          this.set({ service: name }, credential.stale ? 1 : 0);
+      },
+    });
+    new Gauge({
+      name: 'postern_leases_active',
+      help: 'Leases that are held now.',
+      labelNames: ['service', 'provider'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { name, leases } of live.services())
+          for (const { provider } of leases) this.inc({ service: name, provider });
+      },
+    });
+    this.#leaseOperations = new Counter({
+      name: 'postern_lease_operations_total',
+      help: 'Renewals and revocations of leases by outcome: ok, or a code of docs/errors.md.',
+      labelNames: ['provider', 'operation', 'outcome'],
+      registers,
+    });
     this.#acceptErrors = new Counter({
       name: 'postern_accept_errors_total',
       help: 'Connections that could not be accepted, for example for lack of descriptors.',
@@ -123,6 +216,24 @@ export class Metrics {
   providerAsked(provider: string, outcome: Outcome, seconds: number): void {
     this.#fetches.inc({ provider, outcome });
     this.#fetchDuration.observe({ provider }, seconds);
+    // A refusal is an answer.
+    this.#providerUp.set({ provider }, outcome === 'ok' || outcome === 'PROVIDER_FAILED' ? 1 : 0);
+    if (outcome === 'ok') {
+      this.#providerSuccess.set({ provider }, Date.now() / 1000);
+      this.#providerFailures.set({ provider }, 0);
+    } else this.#providerFailures.inc({ provider });
+  }
+
+  credentialLent(service: string, from: 'provider' | 'cache' | 'stale'): void {
+    this.#lent.inc({ service, from });
+  }
+
+  credentialRejected(service: string, outcome: 'recovered' | 'refused'): void {
+    this.#rejections.inc({ service, outcome });
+  }
+
+  leaseOperation(provider: string, operation: 'renew' | 'revoke', outcome: Outcome): void {
+    this.#leaseOperations.inc({ provider, operation, outcome });
   }
 
   acceptFailed(service: string): void {

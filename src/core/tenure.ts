@@ -11,7 +11,7 @@ export interface Tenure {
   /** Ids of the leases that the values live under. */
   readonly leases: readonly string[];
   /** Why the generation is not the service's any more; undefined: it is. */
-  readonly retired: Retirement | undefined;
+  retired(): Retirement | undefined;
   /** Calls back once, when the generation is retired; at once when it is already. Never after `release`. */
   onRetired(callback: (why: Retirement) => void): void;
   /** The session is over. Can be called again, to no effect. */

@@ -7,6 +7,7 @@ export class Flight<Answer extends Disposable> {
   /** Order in which flights took off: what a later one brings was read later. */
   readonly number: number;
   readonly #answer: Promise<Answer>;
+  readonly #settled: Promise<void>;
   readonly #controller = new AbortController();
   readonly #onOver: () => void;
   #aboard = 0;
@@ -26,7 +27,15 @@ export class Flight<Answer extends Disposable> {
       if (this.#aboard === 0) answer[Symbol.dispose]();
       return answer;
     });
-    this.#answer.finally(() => this.#end()).catch(() => {});
+    this.#settled = this.#answer.then(
+      () => this.#end(),
+      () => this.#end(),
+    );
+  }
+
+  /** Resolves when the question is answered, or has failed; also where nobody waits. */
+  get settled(): Promise<void> {
+    return this.#settled;
   }
 
   /** Waits for the answer; throws the signal's reason when it aborts first. Whoever gets the answer must let go of it. */

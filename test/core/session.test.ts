@@ -47,7 +47,7 @@ function tenure(more: Partial<Tenure> = {}) {
     generation: 1,
     versions: 'test@1',
     leases: [],
-    retired: undefined,
+    retired: () => undefined,
     onRetired: (callback: (why: Retirement) => void) => void callbacks.push(callback),
     release: () => void (released += 1),
     retire: (why: Retirement) => callbacks.forEach((callback) => callback(why)),

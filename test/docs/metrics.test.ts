@@ -8,7 +8,14 @@ const page = readFileSync(new URL('../../docs/metrics.md', import.meta.url), 'ut
 
 /** Name, type, labels and sentence of each of our metrics, from a scrape after everything has happened once. */
 async function scraped(): Promise<string[][]> {
-  const live = { name: 'db', active: 1, bytesFromClient: 1, bytesFromUpstream: 1 };
+  const live = {
+    name: 'db',
+    active: 1,
+    bytesFromClient: 1,
+    bytesFromUpstream: 1,
+    credential: { generation: 1, age: 1, stale: false },
+    leases: [{ provider: 'vault' }],
+  };
   const metrics = new Metrics('1.2.3', { services: () => [live] });
   metrics.sessionEnded('db', {
     outcome: 'ok',
@@ -19,6 +26,9 @@ async function scraped(): Promise<string[][]> {
     bytesFromUpstream: 1,
   });
   metrics.providerAsked('vault', 'ok', 0.01);
+  metrics.credentialLent('db', 'provider');
+  metrics.credentialRejected('db', 'recovered');
+  metrics.leaseOperation('vault', 'renew', 'ok');
   metrics.acceptFailed('db');
   metrics.connectionDropped('db');
   metrics.configLoaded('ok');

@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import type { Credentials } from '../../src/core/credentials.ts';
 import { errorCodes, PosternError } from '../../src/core/errors.ts';
 import { Secret } from '../../src/core/secret.ts';
-import { CredentialSource, type SourceReference } from '../../src/lifecycle/source.ts';
+import { CredentialSource, type SourceOptions, type SourceReference } from '../../src/lifecycle/source.ts';
 import type { Provider } from '../../src/providers/provider.ts';
 
 const patient = new AbortController().signal;
@@ -59,7 +59,7 @@ function inTurn(...answers: readonly (readonly string[])[]): Answer {
 function sourceOf(
   references: Readonly<Record<string, string>>,
   providers: Readonly<Record<string, Provider>>,
-  observe?: ConstructorParameters<typeof CredentialSource>[2],
+  options?: SourceOptions,
 ): CredentialSource {
   const parsed = Object.entries(references).map(([name, reference]): [string, SourceReference] => {
     const [provider = '', get = ''] = reference.split(':');
@@ -70,8 +70,10 @@ function sourceOf(
     if (!found) throw new PosternError('INTERNAL', `no provider is called "${name}"`);
     return found;
   };
-  return new CredentialSource(new Map(parsed), lookUp, observe);
+  return new CredentialSource(new Map(parsed), lookUp, options);
 }
+
+const withoutGrace: SourceOptions = { policy: { rotationGrace: 0 } };
 
 const login = { username: 'vault:db#username', password: 'vault:db#password' };
 const both = (credentials: Credentials) =>
@@ -193,11 +195,11 @@ describe('a rejected credential', () => {
       assert.equal(uses, 2);
     });
 
-  it('is not tried again when the provider still has the same: the server would count it as an attack', async () => {
+  it('is not tried again without a grace when the provider still has the same: the server would count it as an attack', async () => {
     const vault = new FakeProvider();
     const error = rejected();
     let uses = 0;
-    const lending = sourceOf(login, { vault }).lend(() => {
+    const lending = sourceOf(login, { vault }, withoutGrace).lend(() => {
       uses += 1;
       return Promise.reject(error);
     }, patient);
@@ -207,10 +209,10 @@ describe('a rejected credential', () => {
     assert.ok(vault.allWiped);
   });
 
-  it('is tried twice at most, however often it changes', async () => {
+  it('is tried twice at most without a grace, however often it changes', async () => {
     const vault = new FakeProvider(inTurn(['u', '1'], ['u', '2'], ['u', '3'], ['u', '4']));
     const errors: PosternError[] = [];
-    const lending = sourceOf(login, { vault }).lend(() => {
+    const lending = sourceOf(login, { vault }, withoutGrace).lend(() => {
       errors.push(rejected());
       return Promise.reject(errors.at(-1) as PosternError);
     }, patient);
@@ -337,10 +339,11 @@ describe('a provider that fails', () => {
     const vault = new FakeProvider();
     const env = new FakeProvider(() => Promise.reject(new PosternError('PROVIDER_FAILED', 'not set')));
     const references = { username: 'vault:db#username', password: 'env:PASSWORD' };
-    const source = sourceOf(references, { vault, env }, (provider, outcome, seconds) => {
+    const asked = (provider: string, outcome: string, seconds: number) => {
       assert.ok(seconds >= 0 && seconds < 60);
       told.push(`${provider} ${outcome}`);
-    });
+    };
+    const source = sourceOf(references, { vault, env }, { observer: { asked } });
     await assert.rejects(source.lend(() => assert.fail('was lent'), patient));
     assert.deepEqual(told.toSorted(), ['env PROVIDER_FAILED', 'vault ok']);
   });
@@ -408,25 +411,29 @@ describe('a deadline', () => {
 });
 
 describe('logins at the same time', () => {
-  it('share one question, and the secrets live until the last of them is done', async () => {
+  it('share one question, and each has the secrets in buffers of its own until it is done itself', async () => {
     const vault = new FakeProvider();
     const source = sourceOf(login, { vault });
     const gates = Array.from({ length: 50 }, () => Promise.withResolvers<void>());
+    const lent: Buffer[] = [];
     const lendings = gates.map(({ promise }) =>
       source.lend(async (credentials) => {
+        lent.push(credentials.get('password'));
         await promise;
         return both(credentials);
       }, patient),
     );
     await new Promise(setImmediate);
     assert.equal(vault.asked.length, 1);
+    assert.ok(vault.allWiped, 'what the provider gave is kept for nobody');
     const last = gates.pop();
     for (const { resolve } of gates) resolve();
     await Promise.all(lendings.slice(0, -1));
-    assert.ok(!vault.allWiped);
+    assert.ok(lent.slice(0, -1).every((bytes) => bytes.every((byte) => byte === 0)));
+    assert.equal(lent.at(-1)?.toString(), 'value of db#password');
     last?.resolve();
     assert.equal(await lendings.at(-1), 'value of db#username/value of db#password');
-    assert.ok(vault.allWiped);
+    assert.ok(lent.at(-1)?.every((byte) => byte === 0));
   });
 
   it('ask again when they come after the answer, though others still use it', async () => {
@@ -517,7 +524,7 @@ describe('credentials that are rotated while others ask', () => {
     const source = sourceOf(
       { username: 'env:USER', password: 'vault:db' },
       { vault: hangs, env: fails },
-      (name) => told.push(name),
+      { observer: { asked: (name) => told.push(name) } },
     );
     await assert.rejects(
       source.lend(() => Promise.resolve(), patient),

@@ -281,16 +281,11 @@ export class Served implements AsyncDisposable {
         onRotation: options.onRotation ?? 'keep',
         admission: served.admission,
         serve: (each) => protocol.serve(each),
-        lend: async (use, signal, onLent) => {
-          try {
-            return await source.lend(use, signal, onLent);
-          } finally {
-            source[Symbol.dispose]();
-          }
-        },
+        lend: (use, signal, onLent) => source.lend(use, signal, onLent),
       });
       served.sessions.add(session);
       void session.run().then((report) => {
+        source[Symbol.dispose]();
         served.sessions.delete(session);
         served.reports.push(report);
       });
