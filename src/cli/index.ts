@@ -1,6 +1,6 @@
 import { PosternError } from '../core/errors.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
-import { flagHelp, parseOptions, UsageError } from './options.ts';
+import { flagHelp, parseOptions, secretFlagHelp, UsageError } from './options.ts';
 import { packageVersion } from './version.ts';
 
 interface Command {
@@ -23,6 +23,13 @@ const commands: Readonly<Record<string, Command>> = {
     execute: async (words) => {
       const { check } = await import('./check.ts');
       return await check(parseOptions(words, process.env));
+    },
+  },
+  secret: {
+    summary: 'keep secrets in an encrypted file: secret set NAME (value from the input), list, rm NAME',
+    execute: async (words) => {
+      const { secret } = await import('./secret.ts');
+      return await secret(words);
     },
   },
   schema: {
@@ -71,6 +78,9 @@ function usage(): string {
     rows(Object.entries(commands).map(([name, { summary }]) => [name, summary] as const)),
     '',
     rows(flagHelp),
+    '',
+    'With secret:',
+    rows(secretFlagHelp),
     '',
     'Every option has a variable, such as POSTERN_DRAIN_TIMEOUT, that stands behind the option and before the file.',
   ].join('\n');

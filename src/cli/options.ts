@@ -43,6 +43,15 @@ export const flagHelp: readonly (readonly [flag: string, meaning: string])[] = [
   ['--log-format FORMAT', `${logFormats.join(', ')}; json`],
 ];
 
+/** The flags of `postern secret`, likewise. */
+export const secretFlagHelp: readonly (readonly [flag: string, meaning: string])[] = [
+  ['--file PATH', 'the encrypted file: ~/.config/postern/secrets.age'],
+  ['--identity PATH', 'the age identity that opens it: ~/.config/postern/identity.txt'],
+  ['--passphrase-file PATH', 'a file with a passphrase, instead of an identity'],
+  ['--keychain ITEM', 'SERVICE#ACCOUNT of the keychain, which has the identity'],
+  ['--raw', 'with set: also take the line end at the end of the input'],
+];
+
 /** Parses the words behind a command. Flags beat POSTERN_* variables beat the file. Throws UsageError. */
 export function parseOptions(words: readonly string[], environment: NodeJS.ProcessEnv): Options {
   const values = parse(words);

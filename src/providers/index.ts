@@ -5,6 +5,7 @@ import { file } from './file.ts';
 import { keychain } from './keychain.ts';
 import { kubernetes } from './kubernetes/index.ts';
 import { literal } from './literal.ts';
+import { local } from './local/index.ts';
 import type { ProviderKind } from './provider.ts';
 import { vault } from './vault/index.ts';
 
@@ -17,5 +18,6 @@ export const providers: Readonly<Record<string, ProviderKind>> = {
   conjur,
   exec,
   keychain,
+  local,
   kubernetes,
 };

@@ -12,6 +12,8 @@ const maxBytes = 1024 * 1024;
 export interface SecretFile {
   readonly bytes: Buffer;
   readonly changedAt: Date;
+  /** Permissions, as in `ls -l`: 0o600. */
+  readonly mode: number;
 }
 
 /**
@@ -48,7 +50,8 @@ async function readRegularFile(path: string): Promise<SecretFile> {
     file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
     const status = await file.stat();
     refuseUnlessRegular(path, status);
-    return { bytes: await readToEnd(path, file, status.size), changedAt: status.mtime };
+    const bytes = await readToEnd(path, file, status.size);
+    return { bytes, changedAt: status.mtime, mode: status.mode & 0o777 };
   } catch (thrown) {
     if (thrown instanceof PosternError) throw thrown;
     throw new PosternError('PROVIDER_FAILED', `file "${path}": ${explain(reasonOf(thrown))}`);

@@ -4,10 +4,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { inspect } from 'node:util';
+import { pino } from 'pino';
 
 import { PosternError } from '../../src/core/errors.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { providers } from '../../src/providers/index.ts';
+import { KeychainItems } from '../../src/providers/keychain.ts';
+import { placesOf } from '../../src/providers/local/places.ts';
+import { SecretsFile } from '../../src/providers/local/secrets-file.ts';
 import { fakeConjur } from '../providers/conjur/fake-conjur.ts';
 import { failure, never, type Opened, open } from '../providers/opening.ts';
 import { fakeVault } from '../providers/vault/fake-vault.ts';
@@ -132,6 +136,24 @@ samples['kubernetes'] = async (cleanup) => {
     missing: 'laws#third',
     hung: () => open('kubernetes', { server: silent.address, ...common }),
     sideBySide: true,
+  };
+};
+
+samples['local'] = async () => {
+  const home = join(folder, 'local');
+  const places = placesOf({}, { HOME: home });
+  const context = { name: 'local', log: pino({ level: 'silent' }), environment: {} };
+  const file = new SecretsFile(
+    places,
+    new KeychainItems(context, { accountAttribute: 'account', timeout: 1 }),
+  );
+  await file.change('first', Buffer.from(first), never);
+  await file.change('a/second', Buffer.from(JSON.stringify({ a: { b: second } })), never);
+  return {
+    open: () => open('local', {}, { HOME: home }),
+    references: ['first', 'a/second#a.b'],
+    missing: 'none',
+    hung: undefined,
   };
 };
 
