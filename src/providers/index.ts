@@ -1,7 +1,10 @@
+import { aws, awsSecretsManager, awsSsm, rdsIam } from './aws/index.ts';
+import { azureKeyVault, entra } from './azure/index.ts';
 import { conjur } from './conjur/index.ts';
 import { env } from './env.ts';
 import { exec } from './exec.ts';
 import { file } from './file.ts';
+import { cloudsqlIam, gcpSecretManager } from './gcp/index.ts';
 import { keychain } from './keychain.ts';
 import { kubernetes } from './kubernetes/index.ts';
 import { literal } from './literal.ts';
@@ -20,4 +23,12 @@ export const providers: Readonly<Record<string, ProviderKind>> = {
   keychain,
   local,
   kubernetes,
+  'aws-secrets-manager': awsSecretsManager,
+  aws,
+  'aws-ssm': awsSsm,
+  'rds-iam': rdsIam,
+  'gcp-secret-manager': gcpSecretManager,
+  'cloudsql-iam': cloudsqlIam,
+  'azure-key-vault': azureKeyVault,
+  entra,
 };

@@ -95,6 +95,15 @@ export class StoreClient {
     return new PosternError(error.code, name + error.message);
   }
 
+  /** `thrown` with the provider's name and what it was about: a reference. */
+  about(what: string, thrown: unknown): PosternError {
+    const error = PosternError.from(thrown);
+    if (error.code === 'TIMEOUT' || error.code === 'SHUTDOWN') return error;
+    const name = `provider "${this.#options.name}": `;
+    const text = error.message.startsWith(name) ? error.message.slice(name.length) : error.message;
+    return new PosternError(error.code, `${name}${what}: ${text}`);
+  }
+
   noAnswer({ purpose, url, timeout = this.#options.timeout }: StoreCall, reason: string): PosternError {
     const why = isTlsFailure(reason)
       ? `TLS with ${url.host} failed (${reason})`

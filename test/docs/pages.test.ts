@@ -154,7 +154,7 @@ describe('README.md', () => {
 
   it('says that every connector and provider works that is there', () => {
     const working = [...readme.matchAll(/^\| (`[^|]*) \| Works?\b/gm)]
-      .flatMap(([, cell = '']) => [...cell.matchAll(/`(\w+)`/g)].map(([, name = '']) => name))
+      .flatMap(([, cell = '']) => [...cell.matchAll(/`([\w-]+)`/g)].map(([, name = '']) => name))
       .toSorted();
     assert.deepEqual(working, [...Object.keys(connectors), ...Object.keys(providers)].toSorted());
   });

@@ -16,6 +16,7 @@ import { fakeConjur } from '../providers/conjur/fake-conjur.ts';
 import { failure, never, type Opened, open } from '../providers/opening.ts';
 import { fakeVault } from '../providers/vault/fake-vault.ts';
 import { server } from '../support/servers.ts';
+import { cloudSamples } from './providers/cloud.ts';
 
 const first = 'LAW-CANARY-first-31337';
 const second = 'LAW-CANARY-second-31337';
@@ -31,6 +32,8 @@ interface Sample {
   readonly hung: (() => Opened) | undefined;
   /** References are asked for side by side: the first failure may come before anything else was read. */
   readonly sideBySide?: true;
+  /** Which of the two a value is, where a store makes its values up by itself. */
+  readonly read?: (text: string) => string;
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'postern-laws-'));
@@ -139,6 +142,13 @@ samples['kubernetes'] = async (cleanup) => {
   };
 };
 
+for (const [kind, prepare] of Object.entries(cloudSamples({ first, second })))
+  samples[kind] = async (cleanup) => {
+    const { stop, ...sample } = await prepare();
+    cleanup.push(stop);
+    return sample;
+  };
+
 samples['local'] = async () => {
   const home = join(folder, 'local');
   const places = placesOf({}, { HOME: home });
@@ -172,6 +182,11 @@ for (const [kind, prepare] of Object.entries(samples)) {
       for (const end of cleanup) await end();
     });
 
+    const read = (secret: Secret | undefined) => {
+      const text = secret?.reveal().toString() ?? '';
+      return sample.read?.(text) ?? text;
+    };
+
     /** Runs `use` with a fresh provider, which is closed and must not have logged a value. */
     async function using<T>(use: (provider: Opened) => Promise<T>, opening = sample.open): Promise<T> {
       const provider = opening();
@@ -184,7 +199,7 @@ for (const [kind, prepare] of Object.entries(samples)) {
     }
 
     it('finds its own sample references well formed', () => {
-      for (const reference of [...sample.references, sample.missing ?? 'x/x']) {
+      for (const reference of [...sample.references, sample.missing ?? sample.references[0]]) {
         assert.equal(providers[kind]?.checkReference(reference), undefined);
       }
     });
@@ -198,7 +213,7 @@ for (const [kind, prepare] of Object.entries(samples)) {
       ]) {
         const { secrets } = await using((provider) => provider.fetch(order, never));
         assert.deepEqual(
-          secrets.map((secret) => secret.reveal().toString()),
+          secrets.map(read),
           order.map((reference) => (reference === one ? first : second)),
         );
       }
@@ -210,10 +225,10 @@ for (const [kind, prepare] of Object.entries(samples)) {
         const before = await provider.fetch([one, one], never);
         const [wiped, other] = before.secrets;
         wiped?.wipe();
-        assert.equal(other?.reveal().toString(), first);
+        assert.equal(read(other), first);
         other?.wipe();
         const later = await provider.fetch([one], never);
-        assert.equal(later.secrets[0]?.reveal().toString(), first);
+        assert.equal(read(later.secrets[0]), first);
       });
     });
 
@@ -222,7 +237,7 @@ for (const [kind, prepare] of Object.entries(samples)) {
         const grants = await Promise.all(
           Array.from({ length: 50 }, () => provider.fetch(sample.references, never)),
         );
-        for (const { secrets } of grants) assert.equal(secrets[1]?.reveal().toString(), second);
+        for (const { secrets } of grants) assert.equal(read(secrets[1]), second);
       });
     });
 

@@ -38,9 +38,9 @@ export function openRdsIam(settings: CommonSettings, context: ProviderContext): 
   const chain = new CredentialChain(settings, context, http);
 
   async function regionOf(host: string, signal: AbortSignal): Promise<string> {
-    // Of a custom name or a proxy's, only the settings know it.
+    // Of a custom name only the settings know it.
     const inHost = /\.([a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?$/.exec(host)?.[1];
-    const region = settings.region ?? inHost ?? (await chain.region(signal));
+    const region = inHost ?? settings.region ?? (await chain.region(signal));
     if (region === undefined)
       throw http.error('CONFIG_INVALID', `the region of "${host}" is not known: set \`region\``);
     return region;
