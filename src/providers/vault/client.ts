@@ -27,7 +27,7 @@ export interface Call {
   /** JSON; stays the caller's, who wipes it. */
   readonly body?: Buffer;
   /** What of the body must not come back in a message, should the server quote it. */
-  readonly confidential?: Buffer | undefined;
+  readonly confidential?: readonly Buffer[];
   /** Set for paths that exist in the root namespace only. */
   readonly rootNamespace?: boolean;
   /**
@@ -48,10 +48,13 @@ export class Reply implements Disposable {
   readonly said: string | undefined;
   readonly #answer: Answer;
 
-  constructor(answer: Answer, { token, confidential }: Call) {
+  constructor(answer: Answer, { token, confidential = [] }: Call) {
     this.#answer = answer;
     this.status = answer.status;
-    this.said = answer.status < 400 ? undefined : serverText(answer.body, [token?.reveal(), confidential]);
+    this.said =
+      answer.status < 400
+        ? undefined
+        : serverText(answer.body, token ? [token.reveal(), ...confidential] : confidential);
   }
 
   /** undefined when the answer is no JSON: it did not come from Vault. */
@@ -321,13 +324,12 @@ function meaningOf(status: number): Meaning {
  * The first of `errors` in an answer, fit for a message: one line, printable, at most 200 characters. A text with
  * something in it that was sent in confidence is left out as a whole.
  */
-function serverText(body: Buffer, confidential: readonly (Buffer | undefined)[]): string | undefined {
+function serverText(body: Buffer, confidential: readonly Buffer[]): string | undefined {
   try {
     const said = JsonBytes.parse(body).get('errors')?.first();
     if (said?.kind !== 'string') return undefined;
     const bytes = said.copy();
-    if (confidential.some((secret) => secret && secret.length > 0 && bytes.includes(secret)))
-      return undefined;
+    if (confidential.some((secret) => secret.length > 0 && bytes.includes(secret))) return undefined;
     const line = bytes
       .toString('utf8')
       .replace(/[^\x21-\x7e]+/g, ' ')

@@ -171,7 +171,7 @@ export class Logins {
       method: 'POST',
       path: 'sys/wrapping/lookup',
       body,
-      confidential: token.reveal(),
+      confidential: [token.reveal()],
       seenThrough: true,
       purpose,
     };
@@ -255,16 +255,20 @@ export class Logins {
     const trimmed = Object.entries(members).map(
       ([key, value]) => [key, key === 'password' ? withoutLineEnd(value) : trim(value)] as const,
     );
+    const secret = trimmed.find(([key]) => confidentialKeys.has(key))?.[1] ?? Buffer.of();
     let body: Buffer | undefined;
+    let escaped: Buffer | undefined;
     try {
       body = jsonObject(Object.fromEntries(trimmed));
+      // As it stands in the body, which a server may quote: `{"":"` and `"}` are around it.
+      escaped = jsonObject({ '': secret });
       const what = this.#fingerprint(body);
       this.#refuseTooSoon(what);
       const call: Call = {
         method: 'POST',
         path: `auth/${encodePath(path)}`,
         body,
-        confidential: trimmed.find(([key]) => confidentialKeys.has(key))?.[1],
+        confidential: [secret, escaped.subarray(5, -2)],
         purpose: `${method} login`,
       };
       const bornAt = performance.now();
@@ -281,6 +285,7 @@ export class Logins {
       }
     } finally {
       body?.fill(0);
+      escaped?.fill(0);
       for (const value of Object.values(members)) value.fill(0);
     }
   }

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { inspect } from 'node:util';
+import fc from 'fast-check';
 
 import { PosternError } from '../../../src/core/errors.ts';
 import type { Lease } from '../../../src/providers/provider.ts';
@@ -453,5 +454,100 @@ describe('a lease of "vault"', () => {
     const server = await fake();
     const lease = await leaseOf(vault(server.address));
     assert.doesNotMatch(inspect(lease, { depth: null, showHidden: true }) + JSON.stringify(lease), /CANARY/);
+  });
+});
+
+describe('the provider "vault" and answers at random', () => {
+  const shapes: readonly unknown[] = [
+    {},
+    null,
+    [],
+    'text',
+    { data: null },
+    { data: [] },
+    { data: { path: 'database/', type: 'database' } },
+    { data: { path: 'secret/', type: 'kv', options: { version: '2' } } },
+    {
+      data: { username: 'u', password: 'CANARY-VALUE' },
+      lease_id: 'x/1',
+      lease_duration: 1,
+      renewable: true,
+    },
+    { data: { username: 'u', password: 'CANARY-VALUE' }, lease_id: 7, lease_duration: {}, renewable: 'no' },
+    { data: { username: 'u', password: 'CANARY-VALUE' }, lease_id: 'x/2', lease_duration: -1 },
+    { auth: [] },
+    { auth: { client_token: 'CANARY-TOKEN', lease_duration: 1, renewable: true } },
+    { auth: { client_token: 'CANARY-TOKEN', lease_duration: 3600, num_uses: 2 } },
+    { auth: { client_token: 'CANARY-TOKEN', lease_duration: 'x', token_type: 'batch' } },
+    { data: { ttl: 1, renewable: true, num_uses: 'many' } },
+    // A server that quotes what it was sent.
+    { errors: ['ECHO is bad'] },
+    { errors: [{ a: 1 }] },
+    { lease_id: '\n', lease_duration: 1e308 },
+  ];
+  const said = fc.record({
+    status: fc.constantFrom(200, 200, 200, 200, 204, 307, 400, 403, 404, 412, 418, 429, 500, 503),
+    shape: fc.nat({ max: shapes.length - 1 }),
+    cut: fc.option(fc.nat({ max: 40 }), { freq: 5 }),
+    reset: fc.boolean().map((bit) => bit && Math.random() < 0.2),
+  });
+
+  it('fails, if it fails, with a PosternError that shows nothing, ends all it began, and can be closed', async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(said, { minLength: 1, maxLength: 30 }), fc.boolean(), async (plan, given) => {
+        const server = await fakeVault(
+          {},
+          ({ token, body }, response, count) => {
+            const now = plan[(count - 1) % plan.length];
+            if (!now) return undefined;
+            if (now.reset) response.destroy();
+            else {
+              const echo = JSON.stringify(`${token} ${body}`).slice(1, -1);
+              const text = JSON.stringify(shapes[now.shape]).replace('ECHO', () => echo);
+              response.writeHead(now.status, now.status === 307 ? { location: '/v1/elsewhere' } : {});
+              response.end(now.cut === null ? text : text.slice(0, now.cut));
+            }
+            return 'by hand';
+          },
+          { lookups: true },
+        );
+        const auth = given
+          ? { method: 'token', token: 'CANARY-TOKEN' }
+          : {
+              method: 'approle',
+              roleId: 'r',
+              secretId: 'CANARY"\\SECRET',
+              secretIdWrapped: plan.length % 2 === 0,
+            };
+        const provider = open('vault', { address: server.address, auth, retries: 0, timeout: '500ms' });
+        const errors: PosternError[] = [];
+        const note = (thrown: unknown) => {
+          assert.ok(thrown instanceof PosternError, inspect(thrown));
+          assert.ok(thrown.code === 'PROVIDER_FAILED' || thrown.code === 'PROVIDER_UNAVAILABLE', thrown.code);
+          errors.push(thrown);
+        };
+        try {
+          for (let i = 0; i < 3; i++) {
+            const [grant] = await Promise.all([
+              provider.fetch(dynamic, never).catch(note),
+              provider.fetch([reference], never).catch(note),
+              provider.check(never).catch(note),
+            ]);
+            for (const lease of grant?.leases ?? []) {
+              await lease.renew(never).catch(note);
+              assert.ok(lease.expiresAt instanceof Date && !Number.isNaN(lease.expiresAt.getTime()));
+              await lease.revoke(never).catch(note);
+            }
+          }
+          await provider.revokeLeases?.(['a', 'b'], never).catch(note);
+        } finally {
+          await provider.close(AbortSignal.timeout(2000));
+          await server.stop();
+        }
+        const everything = inspect(errors, { depth: null, showHidden: true }) + provider.logged();
+        assert.doesNotMatch(everything, /CANARY/);
+      }),
+      { numRuns: 60, endOnFailure: false, interruptAfterTimeLimit: 30_000 },
+    );
   });
 });
