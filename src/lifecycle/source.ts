@@ -82,8 +82,9 @@ const defaultPolicy: Policy = { ttl: undefined, maxStale: 0, linger: 10_000, rot
 const TTL_OF_PREPARED = 5000;
 /** How long a client waits for a provider that may not answer, where there is an alternative, in milliseconds. */
 const PATIENCE = 1000;
-/** How often one login tries at most, whatever changes meanwhile. */
-const MOST_TRIES = 5;
+/** How often one login tries at most, whatever changes meanwhile, and how often with values that it was rejected with. */
+const MOST_TRIES = 10;
+const MOST_REPEATED = 3;
 /** A rejected lease is replaced at most this often, in milliseconds: each replacement is a new user in the database. */
 const REPLACEMENT_INTERVAL = 5000;
 /** Disputes about different values that are remembered. */
@@ -167,7 +168,7 @@ export class CredentialSource implements Disposable {
   /**
    * Lends the credentials to `use` and wipes them when it settles. When the upstream rejects them (UPSTREAM_REJECTED) a
    * rotation may be under way: they are asked for again, and `use` runs again with others, or after a while with the same
-   * ones; a few times at most, and within `rotationGrace`. `onLent` is told before each run with which credentials it is;
+   * ones; a few times at most, and with unchanged ones within `rotationGrace`. `onLent` is told before each run with which credentials it is;
    * the tenure of the run that succeeds is the caller's to release.
    */
   async lend<T>(
@@ -175,7 +176,7 @@ export class CredentialSource implements Disposable {
     signal: AbortSignal,
     onLent?: (tenure: Tenure) => void,
   ): Promise<T> {
-    const login: Login = { tried: new Set(), tries: 0, rejection: undefined, until: 0 };
+    const login: Login = { tried: new Set(), tries: 0, repeated: 0, rejection: undefined };
     for (;;) {
       const loan = await this.#worthTrying(login, signal);
       const started = performance.now();
@@ -335,11 +336,10 @@ export class CredentialSource implements Disposable {
   #rejected(generation: Generation, login: Login, error: PosternError): void {
     const { rotationGrace } = this.#policy;
     const { fingerprint } = generation;
-    const now = performance.now();
-    if (!login.rejection) login.until = now + rotationGrace;
     login.rejection = error;
-    login.tried.add(fingerprint);
     login.tries += 1;
+    if (login.tried.has(fingerprint)) login.repeated += 1;
+    login.tried.add(fingerprint);
     login.leading?.led(error);
     login.leading = undefined;
     // Values that have been replaced meanwhile are not worth a dispute.
@@ -348,7 +348,9 @@ export class CredentialSource implements Disposable {
     const replace = known?.bad === true && generation.leases.length > 0 && this.#mayReplace();
     if (known && !replace) login.dispute = known;
     else if (known || this.#holding?.generation === generation) login.dispute = this.#open(generation, error);
-    const over = rotationGrace > 0 ? login.tries >= MOST_TRIES || now > login.until : login.tries >= 2;
+    // Others may be accepted with what this login is rejected with: it is about what it asks for, then.
+    const over =
+      rotationGrace > 0 ? login.tries >= MOST_TRIES || login.repeated >= MOST_REPEATED : login.tries >= 2;
     if (!over) return;
     this.#observer.rejected?.('refused');
     throw error;
@@ -781,8 +783,8 @@ interface Login {
   readonly tried: Set<string>;
   tries: number;
   rejection: PosternError | undefined;
-  /** By the monotonic clock: no further try after that. */
-  until: number;
+  /** Rejections with what it had been rejected with before. */
+  repeated: number;
   /** What is to be heard before the next try. */
   dispute?: Dispute<Loan> | undefined;
   /** The dispute that the next try decides for everybody. */
