@@ -61,6 +61,24 @@ describe('the provider "kubernetes" and a real API server', () => {
     ]);
   });
 
+  it('reads what the official client reads', async () => {
+    const { CoreV1Api, KubeConfig } = await import('@kubernetes/client-node');
+    const config = new KubeConfig();
+    config.loadFromFile(cluster.kubeconfig);
+    const theirs = await config.makeApiClient(CoreV1Api).readNamespacedSecret({ name: 'db', namespace });
+    const keys = Object.keys(theirs.data ?? {});
+    assert.deepEqual(keys.toSorted(), ['a.b', 'password', 'username']);
+    const grant = await kubernetes({ kubeconfig: cluster.kubeconfig, namespace }).fetch(
+      keys.map((key) => `db#${key}`),
+      never,
+    );
+    assert.deepEqual(
+      grant.secrets.map((secret) => secret.reveal().toString('base64')),
+      keys.map((key) => theirs.data?.[key]),
+    );
+    assert.equal(grant.version, theirs.metadata?.resourceVersion);
+  });
+
   it('cuts the line end of a value where it is told to', async () => {
     assert.deepEqual(await binary(byToken({ trim: true }), 'db#username'), ['app']);
   });
