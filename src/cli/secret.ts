@@ -146,9 +146,11 @@ async function typed(prompt: string): Promise<Buffer | undefined> {
   const take = (chunk: Buffer) => {
     for (const [at, byte] of chunk.entries()) {
       if (byte === 0x0d || byte === 0x0a || (byte === 0x04 && length > 0)) {
+        const rest = Buffer.concat([chunk.subarray(at + 1)]);
+        end(Buffer.concat([line.subarray(0, length)]));
         // Pasted with its line end: what follows belongs to the next question.
-        if (at + 1 < chunk.length) stdin.unshift(Buffer.concat([chunk.subarray(at + 1)]));
-        return end(Buffer.concat([line.subarray(0, length)]));
+        if (rest.length > 0) stdin.unshift(rest);
+        return;
       }
       if (byte === 0x03 || byte === 0x04) return end(undefined);
       if (byte === 0x15) length = 0;
