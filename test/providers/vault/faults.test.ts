@@ -377,6 +377,33 @@ describe('the provider "vault" and a server that misbehaves', () => {
     assert.equal(server.seen.length - before, 3, 'a second redirect is not followed');
   });
 
+  it('sends what it wrote again to where a 307 points, and follows none where the settings say so', async () => {
+    const server = await fake((seen) => {
+      if (seen.path.startsWith('/v1/sys/internal')) {
+        return { status: 200, json: { data: { path: 'pki/', type: 'pki' } } };
+      }
+      if (seen.path.startsWith('/v1/pki/'))
+        return { status: 307, json: {}, headers: { location: '/v1/active/issue' } };
+      return seen.path === '/v1/active/issue'
+        ? { status: 200, json: { data: { certificate: seen.body, expiration: 1 } } }
+        : undefined;
+    });
+    const reference = 'pki/issue/web?common_name=a#certificate';
+    assert.deepEqual(await texts(vault(server.address), reference), ['{"common_name":"a"}']);
+    assert.equal(server.seen.at(-1)?.token, canaries.token);
+    const before = server.seen.length;
+    const error = await failure(vault(server.address, { followRedirects: false }).fetch([reference], never));
+    assert.match(error.message, /redirected to where the token must not go/);
+    assert.equal(server.seen.length, before + 2);
+    const asked = open(
+      'vault',
+      { address: server.address, followRedirects: true, auth: { method: 'token', token: canaries.token } },
+      { VAULT_DISABLE_REDIRECTS: '1' },
+    );
+    assert.deepEqual(await texts(asked, reference), ['{"common_name":"a"}'], 'the entry says more');
+    await asked.close(never);
+  });
+
   it('looks the mount up again after a 404, and finds the secret where it has moved to', async () => {
     let version = '1';
     const server = await fake((seen) => {
