@@ -29,7 +29,9 @@ export function openLazily(load: () => Promise<Provider>): Provider {
       await one.check(signal);
     },
     async close(signal) {
-      const one = await opened?.catch(() => undefined);
+      if (!opened) return;
+      const there = opened.catch(() => undefined);
+      const one = await untilAborted(there, signal, 'closing the provider');
       await one?.close(signal);
     },
   };

@@ -28,7 +28,7 @@ export interface StoreCall {
   readonly retries?: number;
   /** The one Content-Encoding that the caller understands beside none. */
   readonly contentEncoding?: string;
-  /** Says of an answer with another status than 429 and 5xx that asking again later may help. */
+  /** Says of a refusal with another status than 429 and 5xx that asking again later may help. */
   readonly overloaded?: (answer: Answer) => boolean;
 }
 
@@ -113,7 +113,7 @@ export class StoreClient {
     return this.error('PROVIDER_UNAVAILABLE', `${purpose}: ${why}`);
   }
 
-  /** Connections to this URL, by its scheme. Throws CONFIG_INVALID for TLS files that cannot be used. */
+  /** Connections to this URL, by its scheme. Throws PROVIDER_FAILED for TLS files that cannot be used. */
   agentFor(url: URL): Agent {
     if (url.protocol === 'http:') {
       this.#refuseOpenHttp(url);
@@ -132,7 +132,7 @@ export class StoreClient {
       // Perhaps in the middle of a renewal: the old ones serve until the files are whole.
       if (!this.#tls) {
         const reason = thrown instanceof PosternError ? thrown.message : reasonOf(thrown);
-        throw this.error('CONFIG_INVALID', `the TLS files cannot be used (${reason})`);
+        throw this.error('PROVIDER_FAILED', `the TLS files cannot be used (${reason})`);
       }
     }
     return this.#tls.agent;
@@ -171,7 +171,7 @@ export class StoreClient {
     if (isIPv4(hostname) && (hostname.startsWith('127.') || hostname.startsWith('169.254.'))) return;
     // EKS Pod Identity and EC2 metadata over IPv6.
     if (hostname === '[fd00:ec2::23]' || hostname === '[fd00:ec2::254]') return;
-    throw this.error('CONFIG_INVALID', `${host} would be asked over plain http, where secrets can be read`);
+    throw this.error('PROVIDER_FAILED', `${host} would be asked over plain http, where secrets can be read`);
   }
 }
 
@@ -207,6 +207,7 @@ function pauseBeforeRetry(call: StoreCall, outcome: Answer | NoAnswer, attempt: 
   // 100, 300, 900 ms ..., each by up to half more or less, so that many sidecars do not come back at once.
   const backoff = Math.min(100 * 3 ** attempt, 2000) * (0.5 + Math.random());
   if (!(outcome instanceof Answer)) return passing.has(outcome.reason) ? backoff : undefined;
+  if (outcome.status < 400) return undefined;
   if (!mayPass.has(outcome.status) && !call.overloaded?.(outcome)) return undefined;
   const asked = retryAfter(outcome.retryAfter);
   return asked > maxRetryAfter ? undefined : Math.max(asked, backoff);

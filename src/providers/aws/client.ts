@@ -49,7 +49,7 @@ export class AwsClient {
   async call(action: JsonAction, signal: AbortSignal): Promise<Answer> {
     const region = action.region ?? (await this.chain.region(signal));
     if (region === undefined) {
-      throw this.error('CONFIG_INVALID', 'no region: set `region`, AWS_REGION, or a region in the profile');
+      throw this.error('PROVIDER_FAILED', 'no region: set `region`, AWS_REGION, or a region in the profile');
     }
     const first = await this.#attempt(action, region, signal);
     if (first.answer.status === 200) return first.answer;

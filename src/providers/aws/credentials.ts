@@ -18,6 +18,8 @@ import { assumeRole } from './sts.ts';
 const early = 5 * 60_000;
 /** Nothing but the machine's own hypervisor answers there, at once or never. */
 const metadataTimeout = 1000;
+/** What can stand in a header. */
+const printable = /^[\x20-\x7e]{1,16384}$/;
 /** Longer chains of source_profile are a mistake. */
 const maxProfiles = 5;
 
@@ -216,6 +218,9 @@ export class CredentialChain {
         : withoutLineEnd(await this.#file(tokenFile, signal));
     const headers = token.length > 0 ? { authorization: token.toString('latin1') } : {};
     token.fill(0);
+    if (headers.authorization !== undefined && !printable.test(headers.authorization)) {
+      throw this.#failed("the container's authorization token is not a line of printable ASCII");
+    }
     return await this.#json(
       { url, headers: () => headers, purpose: 'asking the container for credentials' },
       signal,
@@ -246,6 +251,7 @@ export class CredentialChain {
       using answer = await this.#client.call(wanted, signal);
       if (answer.status !== 200) throw this.#failed(`${nothing} (HTTP ${answer.status})`);
       session = answer.body.toString('latin1');
+      if (!printable.test(session)) throw this.#failed(`${purpose}: the session is not printable ASCII`);
     } catch (thrown) {
       if (signal.aborted) throw thrown;
       const { code, message } = PosternError.from(thrown);

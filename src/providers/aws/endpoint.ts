@@ -4,7 +4,7 @@ import type { ProviderContext } from '../provider.ts';
 /** What the variables AWS_ENDPOINT_URL_... call each service. */
 const variables = { secretsmanager: 'SECRETS_MANAGER', ssm: 'SSM', sts: 'STS' } as const;
 
-/** Where a service of a region is. Throws CONFIG_INVALID. */
+/** Where a service of a region is. Throws PROVIDER_FAILED. */
 export function endpointOf(
   service: keyof typeof variables,
   region: string,
@@ -20,7 +20,7 @@ export function endpointOf(
   const url = URL.parse(named ?? `https://${service}.${region}.${suffix}/`);
   if (!url || !/^https?:$/.test(url.protocol) || url.search || url.username) {
     throw new PosternError(
-      'CONFIG_INVALID',
+      'PROVIDER_FAILED',
       `the endpoint of ${service} must be a URL of scheme, host and path`,
     );
   }

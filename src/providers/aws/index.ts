@@ -2,7 +2,7 @@ import * as z from 'zod';
 
 import { openLazily } from '../lazy.ts';
 import { defineProvider } from '../provider.ts';
-import { checkParameterReference, checkSecretReference } from './reference.ts';
+import { checkParameterReference, checkSecretReference, checkTarget } from './reference.ts';
 import { common, endpoint } from './settings.ts';
 
 const store = z.strictObject({ ...common, endpoint });
@@ -37,10 +37,7 @@ export const rdsIam = defineProvider({
   summary: 'Login tokens of RDS and Aurora (IAM authentication), as the password of PostgreSQL or MySQL.',
   reference: '`user@host:port`, with the endpoint of the instance or cluster as RDS names it.',
   settings: z.strictObject(common),
-  checkReference: (reference) =>
-    /^.{1,128}@[A-Za-z0-9][A-Za-z0-9.-]{0,252}:\d{1,5}$/su.test(reference)
-      ? undefined
-      : 'must be user@host:port, with the endpoint of the instance or cluster as RDS names it',
+  checkReference: checkTarget,
   open: (parsed, context) =>
     openLazily(async () => (await import('./rds-iam.ts')).openRdsIam(parsed, context)),
 });

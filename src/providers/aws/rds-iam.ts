@@ -4,33 +4,11 @@ import { refuseAborted } from '../deadline.ts';
 import type { Provider, ProviderContext } from '../provider.ts';
 import { StoreClient } from '../store-client.ts';
 import { CredentialChain } from './credentials.ts';
+import { checkTarget, parseTarget } from './reference.ts';
 import type { CommonSettings } from './settings.ts';
 
 /** RDS accepts a token for this long for the start of a session. */
 const lifeSeconds = 15 * 60;
-
-/** `user@host:port`, taken apart. */
-interface Target {
-  readonly user: string;
-  /** As RDS knows the instance: the token names it. */
-  readonly host: string;
-  readonly port: string;
-}
-
-/** Says what is wrong with a reference; undefined when it is well formed. */
-export function checkTarget(reference: string): string | undefined {
-  return parseTarget(reference)
-    ? undefined
-    : 'must be user@host:port, with the endpoint of the instance or cluster as RDS names it';
-}
-
-function parseTarget(reference: string): Target | undefined {
-  // A name of a user may hold an @; a host does not.
-  const [, user, host = '', port] =
-    /^(.{1,128})@([A-Za-z0-9][A-Za-z0-9.-]{0,252}):(\d{1,5})$/su.exec(reference) ?? [];
-  if (user === undefined || port === undefined || Number(port) < 1 || Number(port) > 65_535) return undefined;
-  return user.isWellFormed() ? { user, host: host.toLowerCase(), port: String(Number(port)) } : undefined;
-}
 
 /** Login tokens of RDS and Aurora: presigned requests that are never sent. Making one asks nobody. */
 export function openRdsIam(settings: CommonSettings, context: ProviderContext): Provider {
@@ -42,7 +20,7 @@ export function openRdsIam(settings: CommonSettings, context: ProviderContext): 
     const inHost = /\.([a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?$/.exec(host)?.[1];
     const region = inHost ?? settings.region ?? (await chain.region(signal));
     if (region === undefined)
-      throw http.error('CONFIG_INVALID', `the region of "${host}" is not known: set \`region\``);
+      throw http.error('PROVIDER_FAILED', `the region of "${host}" is not known: set \`region\``);
     return region;
   }
 

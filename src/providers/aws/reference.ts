@@ -47,3 +47,27 @@ export function checkParameterReference(reference: string): string | undefined {
 export function regionOfArn(id: string): string | undefined {
   return /^arn:[\w-]+:\w+:([a-z0-9-]+):/.exec(id)?.[1];
 }
+
+/** `user@host:port`, taken apart. */
+export interface Target {
+  readonly user: string;
+  /** As RDS knows the instance: the token names it. */
+  readonly host: string;
+  readonly port: string;
+}
+
+/** Says what is wrong with a reference to a login of RDS; undefined when it is well formed. */
+export function checkTarget(reference: string): string | undefined {
+  return parseTarget(reference)
+    ? undefined
+    : 'must be user@host:port, with the endpoint of the instance or cluster as RDS names it';
+}
+
+/** undefined: it is not well formed. */
+export function parseTarget(reference: string): Target | undefined {
+  // A name of a user may hold an @; a host does not.
+  const [, user, host = '', port] =
+    /^(.{1,128})@([A-Za-z0-9][A-Za-z0-9.-]{0,252}):(\d{1,5})$/su.exec(reference) ?? [];
+  if (user === undefined || port === undefined || Number(port) < 1 || Number(port) > 65_535) return undefined;
+  return user.isWellFormed() ? { user, host: host.toLowerCase(), port: String(Number(port)) } : undefined;
+}

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 
 import type { PosternError } from '../../core/errors.ts';
 import { amzDate, authorizationOf, canonicalPath, sha256Hex, signV4 } from '../../core/sigv4.ts';
+import type { Answer } from '../exchange.ts';
 import { formOf } from '../form-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import { withoutLineEnd } from '../secret-file.ts';
@@ -55,12 +56,13 @@ export async function assumeRole(
     const signature = signV4(request, signer.identity(), { region, service: 'sts' }, date);
     return { ...common, authorization: authorizationOf(signature) };
   };
+  const overloaded = (answer: Answer) => /Throttl|IDPCommunicationError/.test(codeOf(answer));
   try {
-    using answer = await client.call({ method: 'POST', url, headers, body, purpose }, signal);
+    using answer = await client.call({ method: 'POST', url, headers, body, purpose, overloaded }, signal);
     if (answer.status !== 200) {
-      const code = element(answer.body, 'Code')?.toString('latin1') ?? '';
-      const throttled = /Throttl|IDPCommunicationError/.test(code);
-      const error = isPassing(answer.status) || throttled ? 'PROVIDER_UNAVAILABLE' : 'PROVIDER_FAILED';
+      const code = codeOf(answer);
+      const error =
+        isPassing(answer.status) || overloaded(answer) ? 'PROVIDER_UNAVAILABLE' : 'PROVIDER_FAILED';
       const said = /^\w{1,80}$/.test(code) ? `, ${code}` : '';
       throw client.error(error, `${purpose}: STS refused (HTTP ${answer.status}${said})`);
     }
@@ -70,6 +72,10 @@ export async function assumeRole(
   } finally {
     body.fill(0);
   }
+}
+
+function codeOf(answer: Answer): string {
+  return element(answer.body, 'Code')?.toString('latin1') ?? '';
 }
 
 /** STS answers in XML. Its values are base64 and times: no character of them is ever escaped. */

@@ -31,7 +31,7 @@ export function openKeyVault(settings: StoreSettings, context: ProviderContext):
     const suffix = suffixes.find((each) => hostname.endsWith(`.${each}`));
     if (suffix !== undefined && protocol === 'https:') return `https://${suffix}/.default`;
     throw client.error(
-      'CONFIG_INVALID',
+      'PROVIDER_FAILED',
       `${hostname} is no host of Key Vault: set \`scope\` if it is one nevertheless`,
     );
   }

@@ -59,7 +59,7 @@ export function entraTokens(
     signal: AbortSignal,
   ): Promise<Obtained<Secret>> {
     const authority = URL.parse(variable('AZURE_AUTHORITY_HOST') ?? 'https://login.microsoftonline.com');
-    if (!authority) throw client.error('CONFIG_INVALID', 'AZURE_AUTHORITY_HOST is no URL');
+    if (!authority) throw client.error('PROVIDER_FAILED', 'AZURE_AUTHORITY_HOST is no URL');
     const purpose = `logging in to the tenant ${of}`;
     const body = formOf({ client_id: clientId ?? '', grant_type: 'client_credentials', scope, ...proof });
     for (const bytes of wiped) bytes.fill(0);
@@ -87,7 +87,7 @@ export function entraTokens(
     signal: AbortSignal,
   ): Promise<Obtained<Secret>> {
     const url = URL.parse(endpoint);
-    if (!url) throw client.error('CONFIG_INVALID', 'the endpoint of the managed identity is no URL');
+    if (!url) throw client.error('PROVIDER_FAILED', 'the endpoint of the managed identity is no URL');
     url.searchParams.set('api-version', apiVersion);
     url.searchParams.set('resource', resource);
     if (clientId !== undefined) url.searchParams.set('client_id', clientId);

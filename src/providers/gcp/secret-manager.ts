@@ -26,7 +26,7 @@ export function openSecretManager(settings: StoreSettings, context: ProviderCont
     const project = named ?? settings.project ?? (context.environment['GOOGLE_CLOUD_PROJECT'] || undefined);
     if (project === undefined) {
       throw client.error(
-        'CONFIG_INVALID',
+        'PROVIDER_FAILED',
         `"${reference}" names no project: set \`project\`, or GOOGLE_CLOUD_PROJECT`,
       );
     }

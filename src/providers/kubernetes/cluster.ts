@@ -56,13 +56,13 @@ export async function findCluster(
   if (named === undefined && host && port) {
     // The variable holds a bare IPv6 address.
     const server = URL.parse(`https://${host.includes(':') ? `[${host}]` : host}:${port}`);
-    if (!server) throw new PosternError('CONFIG_INVALID', 'KUBERNETES_SERVICE_HOST is no address');
+    if (!server) throw new PosternError('PROVIDER_FAILED', 'KUBERNETES_SERVICE_HOST is no address');
     return servedAt(server, settings);
   }
   const paths = named ?? (home ? join(home, '.kube', 'config') : undefined);
   if (paths === undefined) {
     throw new PosternError(
-      'CONFIG_INVALID',
+      'PROVIDER_FAILED',
       'no cluster: set `server` or `kubeconfig`, or KUBECONFIG, or run in a pod with a service account',
     );
   }

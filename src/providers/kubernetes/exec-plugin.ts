@@ -30,12 +30,12 @@ export function pluginLogin(plugin: ExecPlugin, { provider, folder, environment 
   const version = /^client\.authentication\.k8s\.io\/(v1|v1beta1)$/.exec(plugin.apiVersion)?.[1];
   if (!version) {
     const text = `the kubeconfig has an exec plug-in of version "${plugin.apiVersion}"; v1 and v1beta1 are understood`;
-    throw new PosternError('CONFIG_INVALID', text);
+    throw new PosternError('PROVIDER_FAILED', text);
   }
   if (plugin.provideClusterInfo) {
     const text =
       'the kubeconfig has an exec plug-in that wants provideClusterInfo, which Postern does not give';
-    throw new PosternError('CONFIG_INVALID', text);
+    throw new PosternError('PROVIDER_FAILED', text);
   }
   const programs = new Programs(provider);
   // As for kubectl: a path with a slash is relative to the kubeconfig, a bare name is looked up on PATH.

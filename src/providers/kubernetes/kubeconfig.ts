@@ -183,5 +183,5 @@ function loginOf(
 }
 
 function invalid(problem: string): PosternError {
-  return new PosternError('CONFIG_INVALID', `the kubeconfig ${problem}`);
+  return new PosternError('PROVIDER_FAILED', `the kubeconfig ${problem}`);
 }

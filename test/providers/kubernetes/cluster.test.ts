@@ -162,6 +162,25 @@ describe('the provider "kubernetes" and a real API server', () => {
     assert.match(error.message, /TLS with 127\.0\.0\.1:\d+ failed/);
   });
 
+  it('asks the API server of its pod, by the variables of the pod', async () => {
+    const variables = (host: string) => ({
+      KUBERNETES_SERVICE_HOST: host,
+      KUBERNETES_SERVICE_PORT: String(cluster.port),
+    });
+    const settings = { ca: cluster.ca, tokenFile, namespace, retries: 0 };
+    assert.deepEqual(await binary(kubernetes(settings, variables('127.0.0.1')), 'other#key'), [
+      'of another secret',
+    ]);
+    const ipv6 = await failure(kubernetes(settings, variables('::1')).fetch(['other#key'], never));
+    assert.match(ipv6.message, /\[::1\]:\d+ cannot be asked/);
+  });
+
+  it('says that there is no cluster where there is none', async () => {
+    const refused = await failure(open('kubernetes', {}, { HOME: '' }).fetch(['db#password'], never));
+    assert.equal(refused.code, 'PROVIDER_FAILED');
+    assert.match(refused.message, /no cluster: set/);
+  });
+
   it('sends no token over plain http to another machine', async () => {
     const error = await failure(
       kubernetes({ server: 'http://192.0.2.1', tokenFile }).fetch(['db#password'], never),
