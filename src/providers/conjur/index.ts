@@ -29,8 +29,12 @@ function openConjur(parsed: Settings, context: ProviderContext): Provider {
   const { base, account, timeout } = effective;
   const client = new StoreClient({ name: context.name, timeout, retries, tls: tlsOf(effective) });
   // Says now what the first login would only say later: a CA that cannot be used, http where it must not be.
-  for (const url of [base, ...(effective.auth.method === 'jwt' ? [effective.auth.url] : [])])
-    client.agentFor(new URL(url));
+  try {
+    for (const url of [base, ...(effective.auth.method === 'jwt' ? [effective.auth.url] : [])])
+      client.agentFor(new URL(url));
+  } catch (thrown) {
+    throw new PosternError('CONFIG_INVALID', PosternError.from(thrown).message);
+  }
   const tokens = new Tokens(effective, client, context);
   const variables = new Variables(base, client, tokens);
 
