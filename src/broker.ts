@@ -347,6 +347,12 @@ export class Broker {
   }
 }
 
+const stateWords = {
+  fresh: 'kept, and fresh',
+  kept: 'kept for an outage',
+  stale: 'an old one, because its provider cannot be asked',
+} as const;
+
 /** What there is to know of a service's credentials beyond that they are fetched when they are needed. */
 function describeSource({
   state,
@@ -360,7 +366,7 @@ function describeSource({
   const lines: string[] = [];
   if (generation > 0)
     lines.push(`credential ${versions}, generation ${generation}, last fetched ${age ?? '?'} s ago`);
-  if (state !== 'empty') lines.push(`the credential is kept, and ${state}`);
+  if (state !== 'empty') lines.push(`the credential is ${stateWords[state]}`);
   if (failing)
     lines.push(
       `failing for ${failing.since} s (${failing.code}, ${failing.failures} times, next in ${failing.nextAttempt} s): ${failing.error}`,

@@ -69,7 +69,9 @@ export class LeaseJournal {
   async sweep(revoke: RevokeNoted): Promise<void> {
     const { signal } = this.#sweeping;
     try {
-      const files = await this.#abandoned();
+      const { files, unsure } = await this.#abandoned();
+      // Whoever is silent then is dead. Not waited for, and over with the journal.
+      if (unsure) void pause(SILENCE + HEARTBEAT, signal).then(() => signal.aborted || this.sweep(revoke));
       await Promise.all(files.map((file) => this.#sweepFile(file, revoke, signal)));
     } catch (error) {
       if (!signal.aborted)
@@ -125,32 +127,36 @@ export class LeaseJournal {
   }
 
   /** Files whose owners are dead, made our own. */
-  async #abandoned(): Promise<string[]> {
+  async #abandoned(): Promise<{ readonly files: string[]; readonly unsure: boolean }> {
     const names = await readdir(this.#folder).catch((error: unknown) => {
       if (reasonOf(error) === 'ENOENT') return [];
       throw error;
     });
-    const mine: string[] = [];
+    const files: string[] = [];
+    let unsure = false;
     for (const name of names) {
       const owner = ownerOf(name);
-      if (owner === undefined || (await this.#lives(owner, name))) continue;
+      if (owner === undefined) continue;
+      const lives = await this.#lives(owner, name);
+      if (lives === 'perhaps') unsure = true;
+      if (lives) continue;
       const claimed = join(this.#folder, `leases-${this.#owner}-${randomBytes(6).toString('hex')}.json`);
       try {
         await rename(join(this.#folder, name), claimed);
-        mine.push(claimed);
+        files.push(claimed);
       } catch (error) {
         // Another one was faster.
         if (reasonOf(error) !== 'ENOENT') throw error;
       }
     }
-    return mine;
+    return { files, unsure };
   }
 
   /**
    * Of a process that this one can see, the kernel says whether it lives. Of one in another container, or on another
    * machine that shares the folder, only its heartbeat does.
    */
-  async #lives(owner: Owner, name: string): Promise<boolean> {
+  async #lives(owner: Owner, name: string): Promise<boolean | 'perhaps'> {
     const me = thisProcess();
     if (owner.pid === me.pid && describeOwner(owner) === this.#owner) return true;
     if (owner.boot === me.boot && owner.namespace === me.namespace) {
@@ -158,18 +164,20 @@ export class LeaseJournal {
       return now !== undefined && now.started === owner.started;
     }
     const { mtimeMs } = await stat(join(this.#folder, name)).catch(() => ({ mtimeMs: Date.now() }));
-    return Date.now() - mtimeMs < SILENCE;
+    return Date.now() - mtimeMs < SILENCE && 'perhaps';
   }
 
   async #sweepFile(path: string, revoke: RevokeNoted, signal: AbortSignal): Promise<void> {
     let left = await readNoted(path);
+    const denied: NotedLease[] = [];
     const found = left.length;
     for (const wait of [...PAUSES, undefined]) {
-      left = await this.#revokeAll(left, revoke, signal);
+      left = await this.#revokeAll(left, revoke, denied, signal);
       if (signal.aborted) return;
       if (left.length === 0) {
         await rm(path, { force: true });
-        if (found > 0) this.#log.info({ leases: found }, 'revoked the leases of a former process');
+        const revoked = found - denied.length;
+        if (revoked > 0) this.#log.info({ leases: revoked }, 'revoked the leases of a former process');
         return;
       }
       await replaceFile(this.#folder, path, textOf(left));
@@ -186,6 +194,7 @@ export class LeaseJournal {
   async #revokeAll(
     leases: readonly NotedLease[],
     revoke: RevokeNoted,
+    denied: NotedLease[],
     signal: AbortSignal,
   ): Promise<NotedLease[]> {
     const left: NotedLease[] = [];
@@ -201,12 +210,13 @@ export class LeaseJournal {
         } catch (thrown) {
           const error = PosternError.from(thrown);
           // Denied is denied: to ask for ever would not change it.
-          if (error.code === 'PROVIDER_FAILED')
+          if (error.code === 'PROVIDER_FAILED') {
+            denied.push(...batch);
             this.#log.warn(
               { provider, leases: batch.map(({ id }) => id), error: error.message },
               'leases of a former process cannot be revoked, they live until they expire',
             );
-          else left.push(...batch);
+          } else left.push(...batch);
         }
       }
     return left;

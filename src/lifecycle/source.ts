@@ -48,7 +48,8 @@ export interface SourceOptions {
 
 /** State of a source for people and programs: names and numbers, nothing secret. Times are in seconds. */
 export interface SourceState {
-  readonly state: 'empty' | 'fresh' | 'stale';
+  /** `kept`: for an outage; `stale`: used in one. */
+  readonly state: 'empty' | 'fresh' | 'kept' | 'stale';
   readonly providers: readonly string[];
   /** 0: nothing was fetched yet. */
   readonly generation: number;
@@ -219,7 +220,7 @@ export class CredentialSource implements Disposable {
     const { error, failures, since, nextAttempt } = this.#outage;
     const kept = held?.values !== undefined && now < this.#staleUntil(held);
     return {
-      state: kept ? (now < this.#freshUntil(held) ? 'fresh' : 'stale') : 'empty',
+      state: !kept ? 'empty' : now < this.#freshUntil(held) ? 'fresh' : error ? 'stale' : 'kept',
       providers: this.#providerNames,
       generation: held?.generation.number ?? this.#generations,
       versions: held?.generation.versions ?? '',
@@ -338,7 +339,8 @@ export class CredentialSource implements Disposable {
     const { fingerprint } = generation;
     login.rejection = error;
     login.tries += 1;
-    if (login.tried.has(fingerprint)) login.repeated += 1;
+    // How often one may lead, the dispute says.
+    if (login.tried.has(fingerprint) && !login.leading) login.repeated += 1;
     login.tried.add(fingerprint);
     login.leading?.led(error);
     login.leading = undefined;
@@ -783,7 +785,7 @@ interface Login {
   readonly tried: Set<string>;
   tries: number;
   rejection: PosternError | undefined;
-  /** Rejections with what it had been rejected with before. */
+  /** Rejections with what it had been rejected with before, and others were accepted with since. */
   repeated: number;
   /** What is to be heard before the next try. */
   dispute?: Dispute<Loan> | undefined;
