@@ -1,0 +1,142 @@
+import * as z from 'zod';
+
+import { PosternError } from '../../../core/errors.ts';
+import type { Finding } from '../../connector.ts';
+import { basic, bearer, conjur, nothing, templates } from './fixed.ts';
+import type { Scheme } from './scheme.ts';
+import { Template } from './template.ts';
+
+export type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts';
+
+/** The name of an entry under `credentials:`. */
+const credential = z.string().regex(/^[\w.-]{1,128}$/, 'must be the name of an entry under `credentials`');
+
+/** A text with `{{ name }}` in it; see docs/connectors/http.md. */
+const template = z.string().transform((text, context) => {
+  try {
+    return Template.parse(text);
+  } catch (thrown) {
+    context.addIssue({ code: 'custom', message: PosternError.from(thrown).message });
+    return z.NEVER;
+  }
+});
+
+/** Fields that frame a message or belong to one connection, and so to Postern alone. */
+const framing = new Set(
+  'host content-length transfer-encoding connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer upgrade expect http2-settings'.split(
+    ' ',
+  ),
+);
+
+const headerName = z
+  .string()
+  .regex(/^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$/, 'is not a name that a header can have')
+  .refine((name) => !framing.has(name.toLowerCase()), 'is a header that Postern itself has to set');
+
+const headers = z
+  .record(headerName, template)
+  .refine((given) => Object.keys(given).length > 0, 'names no header')
+  .refine(
+    (given) =>
+      new Set(Object.keys(given).map((name) => name.toLowerCase())).size === Object.keys(given).length,
+    'names a header twice: upper and lower case are the same',
+  );
+
+const query = z
+  .record(z.string().min(1).max(128), template)
+  .refine((given) => Object.keys(given).length > 0, 'names no parameter');
+
+const shape = {
+  basic: z
+    .strictObject({
+      username: credential.default('username').describe('Credential that is the user.'),
+      password: credential.default('password').describe('Credential that is the password.'),
+    })
+    .describe('`Authorization: Basic`, RFC 7617.'),
+  bearer: credential.describe('Credential that is sent as `Authorization: Bearer`, RFC 6750.'),
+  headers: headers.describe(
+    'Header fields by name, each a text with `{{ credential }}` in it: `Bearer {{ token }}`, `Basic {{ printf "%s:%s" .user .password | base64 }}`. A field of the same name in the request is replaced.',
+  ),
+  query: query.describe(
+    'Query parameters by name, each a text as in `headers`; percent-encoded and added to the request, in place of its own of that name.',
+  ),
+  conjur: credential.describe(
+    'Credential that is a Conjur access token, sent as Conjur wants it: `Authorization: Token token="..."` in base64.',
+  ),
+};
+
+type Key = keyof typeof shape;
+
+/** `authenticate:` of a service: how its credentials get into its requests. One key, or `headers` and `query` together. */
+export const authenticate = z
+  .strictObject(shape)
+  .partial()
+  .superRefine((given, context) => {
+    const keys = Object.keys(given).filter((key) => given[key as Key] !== undefined);
+    if (keys.length === 1 || (keys.length === 2 && given.headers && given.query)) return;
+    const all = Object.keys(shape).join(', ');
+    context.addIssue({
+      code: 'custom',
+      message:
+        keys.length === 0
+          ? `must be one of ${all}`
+          : `must be one of ${all}; only headers and query go together`,
+    });
+  });
+
+export type Authenticate = z.output<typeof authenticate>;
+
+/** What a scheme knows of its service. */
+export interface SchemeContext {
+  /** The service. */
+  readonly name: string;
+  /** Milliseconds since the epoch; for tests. */
+  readonly now?: () => number;
+}
+
+/** Makes the scheme of a service; `undefined`: its credential is not in its requests (a client certificate). */
+export function openScheme(given: Authenticate | undefined, _context: SchemeContext): Scheme {
+  if (!given) return nothing();
+  if (given.basic) return basic(given.basic);
+  if (given.bearer !== undefined) return bearer(given.bearer);
+  if (given.conjur !== undefined) return conjur(given.conjur);
+  return templates(given.headers ?? {}, given.query ?? {});
+}
+
+/** Where each credential is named; the paths start at `authenticate`. */
+export function credentialsOf(
+  given: Authenticate | undefined,
+): { readonly name: string; readonly path: readonly string[] }[] {
+  if (!given) return [];
+  const named = (name: string | undefined, ...path: readonly string[]) =>
+    name === undefined ? [] : [{ name, path }];
+  const inTemplates = (key: 'headers' | 'query') =>
+    Object.entries(given[key] ?? {}).flatMap(([field, value]) =>
+      value.names.map((name) => ({ name, path: [key, field] })),
+    );
+  return [
+    ...named(given.basic?.username, 'basic', 'username'),
+    ...named(given.basic?.password, 'basic', 'password'),
+    ...named(given.bearer, 'bearer'),
+    ...named(given.conjur, 'conjur'),
+    ...inTemplates('headers'),
+    ...inTemplates('query'),
+  ];
+}
+
+/**
+ * Credentials that a service names and does not have; `path` leads from the service to its `authenticate`.
+ */
+export function reviewAuthenticate(
+  given: Authenticate | undefined,
+  credentials: ReadonlySet<string>,
+  path: readonly string[] = ['config', 'authenticate'],
+): Finding[] {
+  const known = credentials.size > 0 ? `it has ${[...credentials].join(', ')}` : 'it has none';
+  return credentialsOf(given)
+    .filter(({ name }) => !credentials.has(name))
+    .map((each) => ({
+      path: [...path, ...each.path],
+      message: `the service has no credential "${each.name}"; ${known}`,
+    }));
+}
