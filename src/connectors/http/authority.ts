@@ -2,11 +2,74 @@ import { createHash, generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 import { createSecureContext, type SecureContext } from 'node:tls';
 import type { Logger } from 'pino';
+import * as z from 'zod';
 
 import type { Credentials } from '../../core/credentials.ts';
 import { PosternError, reasonOf } from '../../core/errors.ts';
-import type { Preparation, Prepared } from '../../core/prepared.ts';
+import type { Prepared } from '../../core/prepared.ts';
+import type { Finding, ServiceContext } from '../connector.ts';
 import { type Issuer, issueLeaf, readIssuer } from './certificate.ts';
+
+const file = z.string().min(1).optional();
+
+/** `intercept:` of a service: what happens to clients that ask for a tunnel (CONNECT), as they do for https URLs. */
+export const interceptSettings = z.strictObject({
+  caCert: file.describe(
+    'File with the certificate of the local CA that stands in for servers (PEM); `postern ca create` makes one. May also be a credential.',
+  ),
+  caKey: file.describe('File with the private key of the local CA (PEM). May also be a credential.'),
+  unmatched: z
+    .enum(['refuse', 'tunnel'])
+    .default('refuse')
+    .describe(
+      'Hosts that no rule of the listener names. refuse: they get an answer that says so. tunnel: their bytes pass unread and without a credential, except to private addresses.',
+    ),
+});
+
+/** What `intercept:` says, parsed. */
+export type InterceptSettings = z.output<typeof interceptSettings>;
+
+/** What is wrong about `intercept:` together with a service's credentials. */
+export function reviewIntercept(
+  settings: InterceptSettings | undefined,
+  credentials: ReadonlySet<string>,
+): Finding[] {
+  const found: Finding[] = [];
+  for (const name of ['caCert', 'caKey'] as const) {
+    const path = ['config', 'intercept', name];
+    if (!settings && credentials.has(name))
+      found.push({ path: ['credentials', name], message: 'is of no use without `intercept:` in config' });
+    else if (settings?.[name] !== undefined && credentials.has(name))
+      found.push({ path, message: 'given twice: here and as a credential' });
+    else if (settings && settings[name] === undefined && !credentials.has(name))
+      found.push({ path, message: `missing: give a file here, or the credential "${name}"` });
+  }
+  return found;
+}
+
+/** The authority that `intercept:` names. Throws CONFIG_INVALID for files that are no authority. */
+export function openAuthority(settings: InterceptSettings, service: ServiceContext): AuthoritySource {
+  const { caCert: cert, caKey: key } = settings;
+  if (cert !== undefined && key !== undefined) return new AuthorityFiles({ cert, key }, service.log);
+  return service.prepare((credentials, _signal, previous: Authority | undefined) => ({
+    value: authorityOf(settings, credentials, previous),
+  }));
+}
+
+/** Each half is a file or a credential. Throws CONFIG_INVALID. */
+function authorityOf(
+  { caCert, caKey }: InterceptSettings,
+  credentials: Credentials,
+  previous: Authority | undefined,
+): Authority {
+  const certificate = caCert === undefined ? credentials.get('caCert') : readSmall(caCert);
+  const key = caKey === undefined ? credentials.get('caKey') : readSmall(caKey);
+  try {
+    return Authority.open(certificate, key, previous);
+  } finally {
+    if (caKey !== undefined) key.fill(0);
+  }
+}
 
 /** Contexts at once. Each is about 40 KiB outside of JavaScript's heap, and a rule with a wildcard has hosts without end. */
 const MOST_CONTEXTS = 256;
@@ -97,15 +160,6 @@ function leafKey(): { readonly publicKey: KeyObject; readonly pem: Buffer } {
 
 /** An authority for whoever needs it now; `current` while it need not be looked for anew. */
 export type AuthoritySource = Pick<Prepared<Authority>, 'current' | 'get'>;
-
-/** Makes an authority of the credentials `caCert` and `caKey`. */
-export function authorityOf(
-  credentials: Credentials,
-  _signal: AbortSignal,
-  previous: Authority | undefined,
-): Preparation<Authority> {
-  return { value: Authority.open(credentials.get('caCert'), credentials.get('caKey'), previous) };
-}
 
 /** How often files are looked at for a new authority, in milliseconds. */
 const LOOK_EVERY = 60_000;

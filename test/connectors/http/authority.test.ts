@@ -9,13 +9,19 @@ import { join } from 'node:path';
 import { after, before, describe, it, mock, type TestContext } from 'node:test';
 import { connect as connectTls, type SecureContext } from 'node:tls';
 import { pino } from 'pino';
-
-import { Authority, AuthorityFiles, authorityOf } from '../../../src/connectors/http/authority.ts';
+import type { ServiceContext } from '../../../src/connectors/connector.ts';
+import {
+  Authority,
+  AuthorityFiles,
+  type InterceptSettings,
+  openAuthority,
+  reviewIntercept,
+} from '../../../src/connectors/http/authority.ts';
 import { issueRoot } from '../../../src/connectors/http/certificate.ts';
-import { Credentials } from '../../../src/core/credentials.ts';
 import type { PosternError } from '../../../src/core/errors.ts';
 import { Secret } from '../../../src/core/secret.ts';
 import { acceptTls } from '../../../src/core/tls.ts';
+import { CredentialSource } from '../../../src/lifecycle/source.ts';
 import { which } from '../../support/servers/install.ts';
 import { capture } from '../../support/servers/process.ts';
 
@@ -187,17 +193,75 @@ describe('Authority', () => {
     assert.equal(next.size, 0);
     assert.throws(() => before.contextFor('a.example'), { code: 'INTERNAL' });
   });
+});
 
-  it('is made of credentials', () => {
+describe('openAuthority', () => {
+  /** A service whose lifecycle has these credentials. */
+  function service(values: Readonly<Record<string, Buffer>>): ServiceContext {
+    const source = new CredentialSource(
+      new Map(Object.keys(values).map((name) => [name, { provider: 'test', get: name }])),
+      () => ({
+        fetch: async (references) => ({
+          secrets: references.map((name) => new Secret(Buffer.from(values[name] ?? ''))),
+        }),
+        check: async () => {},
+        close: async () => {},
+      }),
+    );
+    return { name: 's', log, loginTimeout: 1000, idleTimeout: 0, prepare: (make) => source.prepare(make) };
+  }
+  const unmatched = 'refuse' as const;
+  const signal = AbortSignal.timeout(5000);
+
+  it('makes one of credentials, and keeps its certificates when they are fetched again', async (t) => {
     const { cert, key } = newRoot();
-    const secrets = new Map([
-      ['caCert', new Secret(Buffer.from(cert))],
-      ['caKey', new Secret(Buffer.from(key))],
+    let now = performance.now();
+    t.mock.method(performance, 'now', () => now);
+    const source = openAuthority({ unmatched }, service({ caCert: cert, caKey: key }));
+    const authority = await source.get(signal);
+    const context = authority.contextFor('a.example');
+    assert.equal(source.current, authority);
+    now += 3_600_000;
+    assert.equal(source.current, undefined);
+    assert.equal((await source.get(signal)).contextFor('a.example'), context);
+  });
+
+  it('makes one of a certificate in a file and a key in a secret store', async () => {
+    const { cert, key } = newRoot();
+    const caCert = join(folder, 'half.crt');
+    await writeFile(caCert, cert);
+    const source = openAuthority({ caCert, unmatched }, service({ caKey: key }));
+    assert.ok((await source.get(signal)).contextFor('a.example'));
+  });
+
+  it('makes one of two files, at once', async () => {
+    const { cert, key } = newRoot();
+    const [caCert, caKey] = [join(folder, 'both.crt'), join(folder, 'both.key')];
+    await writeFile(caCert, cert);
+    await writeFile(caKey, key);
+    assert.ok(openAuthority({ caCert, caKey, unmatched }, service({})).current);
+    assert.throws(() => openAuthority({ caCert, caKey: caCert, unmatched }, service({})), {
+      code: 'CONFIG_INVALID',
+    });
+  });
+
+  it('says what of an authority is missing, is given twice, or is of no use', () => {
+    const review = (settings: InterceptSettings | undefined, ...credentials: string[]) =>
+      reviewIntercept(settings, new Set(credentials)).map(
+        ({ path, message }) => `${path.join('.')} ${message}`,
+      );
+    assert.deepEqual(review(undefined, 'token'), []);
+    assert.deepEqual(review({ caCert: 'a', caKey: 'b', unmatched }, 'token'), []);
+    assert.deepEqual(review({ caCert: 'a', unmatched }, 'caKey'), []);
+    assert.deepEqual(review({ unmatched }, 'caCert'), [
+      'config.intercept.caKey missing: give a file here, or the credential "caKey"',
     ]);
-    using credentials = new Credentials(secrets);
-    const { value } = authorityOf(credentials, AbortSignal.timeout(1000), undefined);
-    credentials[Symbol.dispose]();
-    assert.ok(value.contextFor('a.example'));
+    assert.deepEqual(review({ caCert: 'a', caKey: 'b', unmatched }, 'caKey'), [
+      'config.intercept.caKey given twice: here and as a credential',
+    ]);
+    assert.deepEqual(review(undefined, 'caKey'), [
+      'credentials.caKey is of no use without `intercept:` in config',
+    ]);
   });
 });
 
