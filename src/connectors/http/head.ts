@@ -216,6 +216,7 @@ function parseFields(
 ): number {
   const bad = request ? 400 : 502;
   const large = request ? 431 : 502;
+  head.reason = '';
   head.lineEnd = i;
   head.cut.length = 0;
   head.nominated.length = 0;
