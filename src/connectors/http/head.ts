@@ -130,7 +130,7 @@ export function parseRequest(
   head.methodAt = i;
   while (i < to && TOKEN[bytes[i] as number] !== 0) i++;
   const length = i - head.methodAt;
-  if (length > METHOD_BYTES) return refuse(head, 501, 'unknown method');
+  if (length > METHOD_BYTES) return refuse(head, 400, 'method too long');
   if (i === to) return INCOMPLETE;
   if (bytes[i] !== 32 || length === 0) return refuse(head, 400, 'malformed request line');
   head.methodEnd = i;
@@ -403,16 +403,22 @@ function sameName(bytes: Buffer, from: number, to: number, otherFrom: number, ot
   return true;
 }
 
-/** `TE: gzip, chunked` and the like: well-formed, only that we do not know it (RFC 9112 6.1). */
+/** `gzip, chunked` and the like: well-formed, only that we do not know it (RFC 9112 6.1). `chunked` twice is not. */
 function isUnknownCoding(bytes: Buffer, from: number, to: number): boolean {
-  let inToken = false;
-  for (let i = from; i < to; i++) {
-    const byte = bytes[i] as number;
-    if (TOKEN[byte] !== 0) inToken = true;
-    else if (byte === 0x2c && inToken) inToken = false;
-    else if (byte !== 32) return false;
+  let chunked = false;
+  for (let i = from; ; i++) {
+    while (i < to && bytes[i] === 32) i++;
+    const token = i;
+    while (i < to && TOKEN[bytes[i] as number] !== 0) i++;
+    if (i === token) return false;
+    if (equals(bytes, token, i, CHUNKED)) {
+      if (chunked) return false;
+      chunked = true;
+    }
+    while (i < to && bytes[i] === 32) i++;
+    if (i === to) return true;
+    if (bytes[i] !== 0x2c) return false;
   }
-  return inToken;
 }
 
 /** `host`, `host:port`, `[address]` or `[address]:port`: no user, no path, no list. */
