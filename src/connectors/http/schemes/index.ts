@@ -2,6 +2,7 @@ import * as z from 'zod';
 
 import { PosternError } from '../../../core/errors.ts';
 import type { Finding } from '../../connector.ts';
+import { aws } from './aws.ts';
 import { basic, bearer, conjur, nothing, templates } from './fixed.ts';
 import type { Scheme } from './scheme.ts';
 import { Template } from './template.ts';
@@ -46,6 +47,8 @@ const query = z
   .record(z.string().min(1).max(128), template)
   .refine((given) => Object.keys(given).length > 0, 'names no parameter');
 
+const awsWord = z.string().regex(/^[\w-]{1,64}$/, 'is a word such as eu-central-1 or s3');
+
 const shape = {
   basic: z
     .strictObject({
@@ -63,6 +66,25 @@ const shape = {
   conjur: credential.describe(
     'Credential that is a Conjur access token, sent as Conjur wants it: `Authorization: Token token="..."` in base64.',
   ),
+  aws: z
+    .strictObject({
+      accessKeyId: credential.default('accessKeyId').describe('Credential that is the access key id.'),
+      secretAccessKey: credential
+        .default('secretAccessKey')
+        .describe('Credential that is the secret access key.'),
+      sessionToken: credential
+        .optional()
+        .describe('Credential that is the session token; temporary keys have one.'),
+      region: awsWord
+        .optional()
+        .describe(
+          'Region that requests are signed for. Default: that of the signature in the request, else what its host says.',
+        ),
+      service: awsWord
+        .optional()
+        .describe('Service that requests are signed for, such as `s3`. Default: as for `region`.'),
+    })
+    .describe('AWS Signature Version 4, of each request anew.'),
 };
 
 type Key = keyof typeof shape;
@@ -95,11 +117,12 @@ export interface SchemeContext {
 }
 
 /** Makes the scheme of a service; `undefined`: its credential is not in its requests (a client certificate). */
-export function openScheme(given: Authenticate | undefined, _context: SchemeContext): Scheme {
+export function openScheme(given: Authenticate | undefined, context: SchemeContext): Scheme {
   if (!given) return nothing();
   if (given.basic) return basic(given.basic);
   if (given.bearer !== undefined) return bearer(given.bearer);
   if (given.conjur !== undefined) return conjur(given.conjur);
+  if (given.aws) return aws(given.aws, context.now);
   return templates(given.headers ?? {}, given.query ?? {});
 }
 
@@ -119,6 +142,9 @@ export function credentialsOf(
     ...named(given.basic?.password, 'basic', 'password'),
     ...named(given.bearer, 'bearer'),
     ...named(given.conjur, 'conjur'),
+    ...named(given.aws?.accessKeyId, 'aws', 'accessKeyId'),
+    ...named(given.aws?.secretAccessKey, 'aws', 'secretAccessKey'),
+    ...named(given.aws?.sessionToken, 'aws', 'sessionToken'),
     ...inTemplates('headers'),
     ...inTemplates('query'),
   ];
