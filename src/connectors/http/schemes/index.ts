@@ -4,6 +4,7 @@ import { PosternError } from '../../../core/errors.ts';
 import type { Finding } from '../../connector.ts';
 import { aws } from './aws.ts';
 import { basic, bearer, conjur, nothing, templates } from './fixed.ts';
+import { oauth1 } from './oauth1.ts';
 import type { Scheme } from './scheme.ts';
 import { Template } from './template.ts';
 
@@ -85,6 +86,30 @@ const shape = {
         .describe('Service that requests are signed for, such as `s3`. Default: as for `region`.'),
     })
     .describe('AWS Signature Version 4, of each request anew.'),
+  oauth1: z
+    .strictObject({
+      consumerKey: credential.default('consumerKey').describe('Credential that is the consumer key.'),
+      consumerSecret: credential
+        .default('consumerSecret')
+        .describe('Credential that is the consumer secret.'),
+      token: credential
+        .optional()
+        .describe('Credential that is the access token. Without it the consumer speaks for itself.'),
+      tokenSecret: credential.optional().describe('Credential that is the secret of the access token.'),
+      signature: z
+        .enum(['HMAC-SHA1', 'HMAC-SHA256'])
+        .default('HMAC-SHA1')
+        .describe('How requests are signed. Servers of RFC 5849 know HMAC-SHA1.'),
+      realm: z
+        .string()
+        .regex(/^[\x20-\x21\x23-\x5b\x5d-\x7e]{1,256}$/, 'holds what a quoted realm cannot')
+        .optional()
+        .describe('Realm to name in the header, where the server wants one.'),
+    })
+    .refine((given) => (given.token === undefined) === (given.tokenSecret === undefined), {
+      message: 'token and tokenSecret go together',
+    })
+    .describe('OAuth 1.0a (RFC 5849): each request is signed; of a form also the body.'),
 };
 
 type Key = keyof typeof shape;
@@ -123,6 +148,20 @@ export function openScheme(given: Authenticate | undefined, context: SchemeConte
   if (given.bearer !== undefined) return bearer(given.bearer);
   if (given.conjur !== undefined) return conjur(given.conjur);
   if (given.aws) return aws(given.aws, context.now);
+  if (given.oauth1) {
+    const { consumerKey, consumerSecret, token, tokenSecret, signature, realm } = given.oauth1;
+    return oauth1(
+      {
+        consumerKey: Template.of(consumerKey),
+        consumerSecret: Template.of(consumerSecret),
+        token: token === undefined ? undefined : Template.of(token),
+        tokenSecret: tokenSecret === undefined ? undefined : Template.of(tokenSecret),
+        signature,
+        realm,
+      },
+      context.now && { now: context.now },
+    );
+  }
   return templates(given.headers ?? {}, given.query ?? {});
 }
 
@@ -145,6 +184,10 @@ export function credentialsOf(
     ...named(given.aws?.accessKeyId, 'aws', 'accessKeyId'),
     ...named(given.aws?.secretAccessKey, 'aws', 'secretAccessKey'),
     ...named(given.aws?.sessionToken, 'aws', 'sessionToken'),
+    ...named(given.oauth1?.consumerKey, 'oauth1', 'consumerKey'),
+    ...named(given.oauth1?.consumerSecret, 'oauth1', 'consumerSecret'),
+    ...named(given.oauth1?.token, 'oauth1', 'token'),
+    ...named(given.oauth1?.tokenSecret, 'oauth1', 'tokenSecret'),
     ...inTemplates('headers'),
     ...inTemplates('query'),
   ];
