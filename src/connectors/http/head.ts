@@ -421,8 +421,8 @@ function isUnknownCoding(bytes: Buffer, from: number, to: number): boolean {
   }
 }
 
-/** `host`, `host:port`, `[address]` or `[address]:port`: no user, no path, no list. */
-function isAuthority(bytes: Buffer, from: number, to: number): boolean {
+/** Whether these bytes are `host`, `host:port`, `[address]` or `[address]:port`: no user, no path, no list. */
+export function isAuthority(bytes: Buffer, from: number, to: number): boolean {
   let i = from;
   if (bytes[i] === 0x5b) {
     i++;
