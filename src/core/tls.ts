@@ -25,6 +25,8 @@ export interface ClientTls {
   readonly cert?: Buffer | undefined;
   readonly key?: Buffer | undefined;
   readonly passphrase?: Buffer | undefined;
+  /** Of an earlier connection to the same server, for a shorter handshake. */
+  readonly session?: Buffer | undefined;
 }
 
 /**
@@ -78,6 +80,7 @@ function connectionOptions(tls: ClientTls): ConnectionOptions {
     rejectUnauthorized: verify !== 'require',
     ...(verify !== 'verify-full' && { checkServerIdentity: () => undefined }),
     ...(alpn !== undefined && { ALPNProtocols: [alpn] }),
+    ...(tls.session && { session: tls.session }),
   };
 }
 
