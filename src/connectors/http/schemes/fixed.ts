@@ -50,17 +50,18 @@ export function basicLine(username: Buffer, password: Buffer): Buffer {
 export function bearer(name: string): Scheme {
   return fixed(
     ['authorization'],
-    (credentials) => new FixedInjection(bearerLine(name, valueOf(name, credentials))),
+    (credentials) => new FixedInjection(bearerLine(valueOf(name, credentials), `the credential "${name}"`)),
   );
 }
 
-/** The whole line. Throws PROVIDER_FAILED for a token that no header can carry. */
-export function bearerLine(name: string, token: Buffer): Buffer {
+/** The whole line. Throws PROVIDER_FAILED for a token that no header can carry; `what` names it in the message. */
+export function bearerLine(token: Buffer, what: string): Buffer {
   // RFC 6750 has one word here; a blank in it would be read as the end of the token.
-  if (token.includes(0x20) || token.includes(0x09)) throw unusable(name, 'holds a blank');
+  if (token.includes(0x20) || token.includes(0x09))
+    throw new PosternError('PROVIDER_FAILED', `${what} holds a blank; nothing was sent`);
   const value = join([Buffer.from('Bearer '), token]);
   try {
-    return headerLine('Authorization', value, `the credential "${name}"`);
+    return headerLine('Authorization', value, what);
   } finally {
     value.fill(0);
   }

@@ -1,10 +1,13 @@
 import * as z from 'zod';
 
+import { duration } from '../../../core/duration.ts';
 import { PosternError } from '../../../core/errors.ts';
 import type { Finding } from '../../connector.ts';
 import { aws } from './aws.ts';
 import { basic, bearer, conjur, nothing, templates } from './fixed.ts';
+import { githubApp } from './github-app.ts';
 import { oauth1 } from './oauth1.ts';
+import { oauth2 } from './oauth2.ts';
 import type { Scheme } from './scheme.ts';
 import { Template } from './template.ts';
 
@@ -49,6 +52,38 @@ const query = z
   .refine((given) => Object.keys(given).length > 0, 'names no parameter');
 
 const awsWord = z.string().regex(/^[\w-]{1,64}$/, 'is a word such as eu-central-1 or s3');
+
+/** A server that gives out tokens. */
+const tokenServer = z
+  .url({ protocol: /^https?$/ })
+  .transform((text) => new URL(text))
+  .refine((url) => url.username === '' && url.password === '' && url.hash === '', {
+    message: 'has a user, a password or a "#", which do not belong there',
+  });
+
+const tokenServerTrust = {
+  ca: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('File with the CA certificates to trust for this (PEM), instead of the system ones.'),
+  allowPlainHttp: z
+    .boolean()
+    .default(false)
+    .describe('Whether secret and token may travel in clear, to a server that is `http://`.'),
+};
+
+function refusePlain(
+  url: URL,
+  allowed: boolean,
+  key: string,
+  fault: (key: string, message: string) => void,
+): void {
+  if (url.protocol === 'http:' && !allowed)
+    fault(key, 'would send the secret in clear; use https, or say `allowPlainHttp: true` beside it');
+}
+
+const oauthText = z.string().regex(/^[\x20-\x7e]{1,2048}$/, 'is one line of ASCII');
 
 const shape = {
   basic: z
@@ -110,6 +145,101 @@ const shape = {
       message: 'token and tokenSecret go together',
     })
     .describe('OAuth 1.0a (RFC 5849): each request is signed; of a form also the body.'),
+  oauth2: z
+    .strictObject({
+      tokenUrl: tokenServer.describe(
+        'Where the access token is asked for, such as `https://login.example.com/oauth2/token`.',
+      ),
+      grant: z
+        .enum(['client_credentials', 'refresh_token'])
+        .default('client_credentials')
+        .describe(
+          'What the token is granted for: to the client itself, or to whom the refresh token is from.',
+        ),
+      clientId: credential.default('clientId').describe('Credential that is the client id.'),
+      clientSecret: credential
+        .optional()
+        .describe(
+          'Credential that is the client secret. Only a public client with a refresh token has none.',
+        ),
+      refreshToken: credential
+        .optional()
+        .describe(
+          'Credential that is the refresh token. When the server exchanges it, the new one is kept in memory until the credential changes.',
+        ),
+      scope: oauthText.optional().describe('`scope` to ask for, words with blanks between them.'),
+      audience: oauthText.optional().describe('`audience` to ask for, where the server wants one.'),
+      resource: oauthText.optional().describe('`resource` to ask for (RFC 8707).'),
+      clientAuth: z
+        .enum(['basic', 'body'])
+        .default('basic')
+        .describe('How the client shows its secret: as HTTP Basic, or in the body.'),
+      header: headerName
+        .default('Authorization')
+        .describe(
+          'Header for the access token: `Authorization` has it as a bearer token, any other one as it is.',
+        ),
+      defaultLifetime: duration
+        .prefault('5m')
+        .describe('How long a token is used whose server does not say how long it lives.'),
+      ...tokenServerTrust,
+    })
+    .superRefine((given, context) => {
+      const fault = (key: string, message: string) =>
+        context.addIssue({ code: 'custom', path: [key], message });
+      refusePlain(given.tokenUrl, given.allowPlainHttp, 'tokenUrl', fault);
+      const refreshes = given.grant === 'refresh_token';
+      if (refreshes && given.refreshToken === undefined) fault('refreshToken', 'is required by this grant');
+      if (!refreshes && given.refreshToken !== undefined)
+        fault('refreshToken', 'means nothing to this grant; write `grant: refresh_token`');
+      if (!refreshes && given.clientSecret === undefined) fault('clientSecret', 'is required by this grant');
+    })
+    .describe(
+      'OAuth 2.0 (RFC 6749): an access token is asked for, and asked for anew shortly before its end.',
+    ),
+  githubApp: z
+    .strictObject({
+      clientId: z
+        .string()
+        .regex(/^[\w.-]{1,64}$/, 'is no client id')
+        .optional()
+        .describe('Client id of the app; or `appId`.'),
+      appId: z.int().min(1).optional().describe('Number of the app; or `clientId`, which GitHub prefers.'),
+      installationId: z
+        .int()
+        .min(1)
+        .describe('Number of the installation, as in the address of its settings.'),
+      privateKey: credential
+        .default('privateKey')
+        .describe("Credential that is the app's private key (PEM)."),
+      apiUrl: tokenServer
+        .prefault('https://api.github.com')
+        .describe('Base URL of the API; of a GitHub Enterprise Server `https://HOST/api/v3`.'),
+      repositories: z
+        .array(z.string().regex(/^[\w.-]{1,100}$/, 'is the name of a repository without its owner'))
+        .min(1)
+        .optional()
+        .describe('The only repositories that the token is good for. Default: all of the installation.'),
+      permissions: z
+        .record(z.string().regex(/^[a-z_]{1,64}$/), z.enum(['read', 'write', 'admin']))
+        .optional()
+        .describe(
+          'The only permissions that the token has, such as `contents: read`. Default: all of the installation.',
+        ),
+      as: z
+        .enum(['bearer', 'git'])
+        .default('bearer')
+        .describe('bearer: for the API. git: for git over https, as the password of `x-access-token`.'),
+      ...tokenServerTrust,
+    })
+    .superRefine((given, context) => {
+      const fault = (key: string, message: string) =>
+        context.addIssue({ code: 'custom', path: [key], message });
+      refusePlain(given.apiUrl, given.allowPlainHttp, 'apiUrl', fault);
+      if ((given.clientId === undefined) === (given.appId === undefined))
+        fault('clientId', 'is required, or `appId` in its place');
+    })
+    .describe('Token of the installation of a GitHub App, asked for with the key of the app.'),
 };
 
 type Key = keyof typeof shape;
@@ -162,6 +292,41 @@ export function openScheme(given: Authenticate | undefined, context: SchemeConte
       context.now && { now: context.now },
     );
   }
+  if (given.oauth2) {
+    const { tokenUrl, ca, scope, audience, resource, ...rest } = given.oauth2;
+    const asked = Object.entries({ scope, audience, resource });
+    const parameters = Object.fromEntries(
+      asked.filter((entry): entry is [string, string] => entry[1] !== undefined),
+    );
+    return oauth2(
+      {
+        ...rest,
+        clientSecret: rest.clientSecret,
+        refreshToken: rest.refreshToken,
+        endpoint: { url: tokenUrl, ca },
+        parameters,
+      },
+      context.now,
+    );
+  }
+  if (given.githubApp) {
+    const { clientId, appId, installationId, privateKey, apiUrl, ca, repositories, permissions, as } =
+      given.githubApp;
+    const issuer = clientId ?? String(appId);
+    return githubApp(
+      {
+        issuer,
+        installationId: String(installationId),
+        privateKey,
+        apiUrl,
+        ca,
+        repositories,
+        permissions,
+        as,
+      },
+      context.now,
+    );
+  }
   return templates(given.headers ?? {}, given.query ?? {});
 }
 
@@ -188,6 +353,10 @@ export function credentialsOf(
     ...named(given.oauth1?.consumerSecret, 'oauth1', 'consumerSecret'),
     ...named(given.oauth1?.token, 'oauth1', 'token'),
     ...named(given.oauth1?.tokenSecret, 'oauth1', 'tokenSecret'),
+    ...named(given.oauth2?.clientId, 'oauth2', 'clientId'),
+    ...named(given.oauth2?.clientSecret, 'oauth2', 'clientSecret'),
+    ...named(given.oauth2?.refreshToken, 'oauth2', 'refreshToken'),
+    ...named(given.githubApp?.privateKey, 'githubApp', 'privateKey'),
     ...inTemplates('headers'),
     ...inTemplates('query'),
   ];
