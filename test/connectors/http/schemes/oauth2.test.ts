@@ -189,7 +189,7 @@ describe('the scheme oauth2', () => {
   });
 
   const json = JSON.stringify(good);
-  const chunked = [...json].map((letter) => `1\r\n${letter}\r\n`).join('');
+  const chunked = json.replaceAll(/[^]/g, (letter) => `1\r\n${letter}\r\n`);
   for (const [what, bytes] of [
     ['a length', `HTTP/1.1 200 OK\r\nContent-Length: ${json.length}\r\n\r\n${json}`],
     ['chunks', `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${chunked}0\r\n\r\n`],
