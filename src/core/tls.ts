@@ -20,6 +20,8 @@ export interface ClientTls {
   readonly serverName: string;
   readonly minVersion: SecureVersion;
   readonly alpn?: string;
+  /** A server that does not know ALPN will do as well; one that wants another protocol will not. */
+  readonly alpnOptional?: boolean;
   /** PEM texts. */
   readonly ca?: Buffer | undefined;
   readonly cert?: Buffer | undefined;
@@ -63,7 +65,8 @@ export async function startTls(socket: Socket, tls: ClientTls, signal: AbortSign
     secure.off('close', closed);
     secure.off('end', closed);
   }
-  if (tls.alpn !== undefined && secure.alpnProtocol !== tls.alpn) {
+  const unaware = tls.alpnOptional === true && secure.alpnProtocol === false;
+  if (tls.alpn !== undefined && secure.alpnProtocol !== tls.alpn && !unaware) {
     secure.destroy();
     throw new PosternError('UPSTREAM_TLS', `the server did not agree to the protocol "${tls.alpn}" (ALPN)`);
   }

@@ -24,6 +24,8 @@ import { putTarget, roomForTarget } from './inject.ts';
 import type { Member } from './member.ts';
 import { errorReply, refusal } from './replies.ts';
 import type { Front, Route } from './route.ts';
+import type { Signer } from './schemes/scheme.ts';
+import { BODY_NEEDED, type SignedRequest, signRequest } from './signing.ts';
 import { slab } from './slab.ts';
 import { clock, type Timed } from './timeouts.ts';
 import { HIGH_WATER, INLINE, UPGRADE_LINES, type Upstream } from './upstream.ts';
@@ -34,11 +36,14 @@ const MAX_HEAD = 64 * 1024;
 const MOST_HELD = MAX_HEAD + HIGH_WATER;
 /** The longest request that is kept to be sent once more. */
 const MOST_KEPT = 64 * 1024;
+/** Room that an idle connection may hold for the next one. */
+const SPARE_KEPT = 4 * 1024;
 /** How long a client may take to read the end of a connection that is closed, in milliseconds. */
 const CLOSING = 30_000;
 
 const VERSION = Buffer.from(' HTTP/1.1\r\n');
 const CRLF = Buffer.from('\r\n');
+const CONTINUE = Buffer.from('HTTP/1.1 100 Continue\r\n\r\n');
 
 /** Between two requests. */
 const IDLE = 0;
@@ -46,11 +51,13 @@ const IDLE = 0;
 const HEAD = 1;
 /** A request waits for the credential, or for a connection. */
 const WAITING = 2;
+/** The body of a request is awaited that has to be signed with it. */
+const COLLECTING = 3;
 /** A request is under way. */
-const BUSY = 3;
+const BUSY = 4;
 /** A WebSocket: bytes both ways. */
-const TUNNEL = 4;
-const CLOSED = 5;
+const TUNNEL = 5;
+const CLOSED = 6;
 
 const head = new Head();
 
@@ -99,6 +106,9 @@ export class Client implements WireUser, Timed {
   /** The whole request as it came, for sending it once more; `#keptLength` is 0 when it cannot be. */
   #kept = nothing;
   #keptLength = 0;
+  /** Of a body that is awaited, where its length is known; else 0. */
+  #missing = 0;
+  #toldToGoOn = false;
   #idempotent = false;
   /** The request is sent once more, on a connection of its own. */
   #fresh = false;
@@ -145,6 +155,10 @@ export class Client implements WireUser, Timed {
       return;
     }
     held.add(bytes, from, to);
+    if (this.#phase === COLLECTING) {
+      this.#collect(held, bytes, from, to);
+      return;
+    }
     if (held.length > MOST_HELD) {
       this.refuse(refusal(431, 'too much was sent ahead'));
       return;
@@ -314,6 +328,7 @@ export class Client implements WireUser, Timed {
       this.#close();
       return;
     }
+    if (this.#kept.length > SPARE_KEPT) this.#kept = nothing;
     this.#phase = IDLE;
     this.#due = clock.now + this.#member.settings.timeouts.keepAlive;
     if (this.#paused) this.#resume();
@@ -396,6 +411,7 @@ export class Client implements WireUser, Timed {
       this.#replayed = false;
       this.#begun = false;
       this.#early = false;
+      this.#toldToGoOn = false;
     }
     this.#again = true;
     let route: Route;
@@ -418,6 +434,12 @@ export class Client implements WireUser, Timed {
     if (generation === undefined) {
       this.#awaitCredential(bytes, from, to);
       return to;
+    }
+    const { injection } = generation;
+    let signed: SignedRequest | undefined;
+    if (injection.signer !== undefined) {
+      signed = this.#sign(injection.signer, generation, route, bytes, from, to);
+      if (signed === undefined) return to;
     }
     const pool = generation.poolOf(origin);
     const upstream = this.#fresh ? pool.takeFresh(this) : pool.take(this);
@@ -448,7 +470,11 @@ export class Client implements WireUser, Timed {
     this.#body = head.body;
     this.#left = head.body === BODY_LENGTH ? head.length : 0;
 
-    const { injection } = generation;
+    const { response, requestBody } = member.settings.timeouts;
+    this.#idempotent = head.body === BODY_NONE && (head.method === METHOD_GET || this.isHead);
+    upstream.begin();
+    if (signed !== undefined) return this.#sendSigned(signed, bytes, from);
+
     const inline = Math.min(this.#left, to - end, INLINE);
     const next = end + inline;
     slab.begin(
@@ -480,22 +506,74 @@ export class Client implements WireUser, Timed {
       this.#left -= inline;
       if (this.#left === 0) this.#body = BODY_NONE;
     } else if (this.#body === BODY_CHUNKED) this.#chunks.reset(member.names);
-    this.#idempotent = head.body === BODY_NONE && (head.method === METHOD_GET || this.isHead);
-    this.#keep(bytes, from, next);
-
-    const { response, requestBody } = member.settings.timeouts;
+    this.#keep(bytes, from, next, MOST_KEPT);
     this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
-    upstream.begin();
     upstream.wire.put(slab.bytes, slab.from, slab.at);
     if (upstream.wire.backlog() > 0) slab.keep();
     return next;
   }
 
+  /** Returns undefined where the request has to wait for its body, or was refused. */
+  #sign(
+    signer: Signer,
+    generation: Generation,
+    route: Route,
+    bytes: Buffer,
+    from: number,
+    to: number,
+  ): SignedRequest | undefined {
+    try {
+      const signed = signRequest(signer, bytes, to, head, route, generation);
+      if (signed !== BODY_NEEDED) return signed;
+      this.#phase = COLLECTING;
+      // Nobody else can tell the client to go on: the server knows nothing of the request yet.
+      if (head.expect && !this.#toldToGoOn) this.wire.put(CONTINUE, 0, CONTINUE.length);
+      this.#toldToGoOn = true;
+      this.#missing = head.body === BODY_LENGTH ? head.length - (to - head.end) : 0;
+      if (head.body === BODY_CHUNKED) {
+        this.#chunks.reset(this.#member.names);
+        this.#chunks.scan(bytes, head.end, to);
+      }
+      this.#hold(bytes, from, to);
+      this.#due = soon(this.#member.settings.timeouts.requestBody);
+    } catch (thrown) {
+      this.refuse(PosternError.from(thrown));
+    }
+    return undefined;
+  }
+
+  /** More of a body that has to be seen whole. Asks again when it is there, or too long, or wrong. */
+  #collect(held: Held, bytes: Buffer, from: number, to: number): void {
+    const { bufferLimit, timeouts } = this.#member.settings;
+    this.#due = soon(timeouts.requestBody);
+    const length = this.#missing > 0;
+    if (length) this.#missing -= to - from;
+    else this.#chunks.scan(bytes, from, to);
+    const there = length ? this.#missing <= 0 : this.#chunks.done || this.#chunks.bad;
+    if (!there && held.length <= bufferLimit + MAX_HEAD) return;
+    this.#phase = IDLE;
+    this.#held = undefined;
+    this.#run(held.bytes, 0, held.length);
+  }
+
+  #sendSigned(signed: SignedRequest, bytes: Buffer, from: number): number {
+    const { wire } = this.#upstream as Upstream;
+    const { response, requestBody } = this.#member.settings.timeouts;
+    if (signed.body !== undefined) this.#body = BODY_NONE;
+    else if (this.#body === BODY_CHUNKED) this.#chunks.reset(this.#member.names);
+    else if (this.#left === 0) this.#body = BODY_NONE;
+    this.#keep(bytes, from, signed.next, this.#member.settings.bufferLimit + MAX_HEAD);
+    this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
+    wire.put(signed.head, 0, signed.head.length);
+    if (signed.body !== undefined && signed.body.length > 0) wire.put(signed.body, 0, signed.body.length);
+    return signed.next;
+  }
+
   /** Keeps a whole request, in case that it has to be sent once more. */
-  #keep(bytes: Buffer, from: number, to: number): void {
+  #keep(bytes: Buffer, from: number, to: number, most: number): void {
     const length = to - from;
     this.#keptLength = 0;
-    if (this.#body !== BODY_NONE || length > MOST_KEPT) return;
+    if (this.#body !== BODY_NONE || length > most) return;
     this.#keptLength = length;
     if (bytes === this.#kept) return;
     if (length > this.#kept.length)
@@ -661,6 +739,8 @@ export class Client implements WireUser, Timed {
         return this.refuse(refusal(408, 'no request came in time', 'TIMEOUT'));
       case HEAD:
         return this.refuse(refusal(408, 'the head of the request did not come in time', 'TIMEOUT'));
+      case COLLECTING:
+        return this.refuse(refusal(408, 'the body of the request did not come in time', 'TIMEOUT'));
       case WAITING:
         return this.refuse(new PosternError('TIMEOUT', 'no connection to the server became free in time'));
       case BUSY:

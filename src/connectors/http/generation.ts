@@ -1,6 +1,6 @@
-import type { ClientTls } from '../../core/tls.ts';
 import type { Member } from './member.ts';
 import { Pool } from './pool.ts';
+import type { UpstreamTls } from './reach.ts';
 import type { Origin } from './route.ts';
 import type { Injection } from './schemes/scheme.ts';
 import { slab } from './slab.ts';
@@ -13,14 +13,14 @@ export class Generation implements Disposable {
   readonly member: Member;
   readonly injection: Injection;
   /** The client certificate, with the rest of what TLS to the upstream needs; wiped with the generation. */
-  readonly tls: Omit<ClientTls, 'serverName'>;
+  readonly tls: UpstreamTls;
   /** Values that a response's head must not carry back. */
   readonly needles: readonly Buffer[];
   #pools = new Map<string, Pool>();
   /** Most services have one origin. */
   #last: Pool | undefined;
 
-  constructor(member: Member, injection: Injection, tls: Omit<ClientTls, 'serverName'>) {
+  constructor(member: Member, injection: Injection, tls: UpstreamTls) {
     this.member = member;
     this.injection = injection;
     this.tls = tls;

@@ -1,13 +1,18 @@
 import { PosternError } from '../../core/errors.ts';
-import type { Probe, Session } from '../../core/session.ts';
+import type { Session } from '../../core/session.ts';
 import { acceptTls } from '../../core/tls.ts';
 import { defineConnector, type Protocol, type ServiceContext } from '../connector.ts';
 import { attachAccepted, tryTakingOver } from './accelerator.ts';
+import { openAuthority } from './authority.ts';
 import { Client } from './client.ts';
+import { reviewShared } from './forward.ts';
+import { tryOut } from './probe.ts';
 import { errorReply } from './replies.ts';
 import { ReverseFront } from './reverse.ts';
 import { review } from './review.ts';
 import type { Front } from './route.ts';
+import { frontOf, takePart } from './router.ts';
+import { Matcher } from './rules.ts';
 import { openScheme } from './schemes/index.ts';
 import { openMember } from './service.ts';
 import { type Settings, settings } from './settings.ts';
@@ -23,22 +28,38 @@ export const http = defineConnector({
       'used by `authenticate`, by its name; `tlsCert`, `tlsKey`, `tlsKeyPassword` and `tlsCa` are for TLS towards the upstream',
   },
   review,
+  reviewShared,
   open,
 });
 
 function open(settings: Settings, service: ServiceContext): Protocol {
   if (settings.reads === 'auto') void tryTakingOver();
   const member = openMember(service, settings, openScheme(settings.authenticate, { name: service.name }));
-  const upstream = new URL(settings.upstream ?? 'http://invalid');
-  const front: Front = new ReverseFront(member, upstream, settings.hosts);
-  return {
+  const { upstream, match, forceTls, allowPlainHttp, intercept, hosts } = settings;
+  const reverse = upstream === undefined ? undefined : new ReverseFront(member, new URL(upstream), hosts);
+  let front: Front;
+  const protocol: Protocol = {
     serve: (session) => serve(session, front),
-    probe: (probe) => tryOut(probe, front),
+    join: (members) => {
+      front = frontOf(members, member);
+    },
+    probe: (probe) => tryOut(probe, member, [front.origin]),
     drain: () => {
       member.draining = true;
     },
     close: () => member.scheme.close?.(),
   };
+  takePart(protocol, {
+    member,
+    reverse,
+    forward: match && { rules: new Matcher(match), forceTls, allowPlainHttp },
+    intercept: intercept && {
+      authority: openAuthority(intercept, service),
+      unmatched: intercept.unmatched,
+    },
+  });
+  front = frontOf([protocol], member);
+  return protocol;
 }
 
 /** Serves one connection of a client, with as many requests as it brings. */
@@ -64,8 +85,4 @@ async function serveTls(session: Session, front: Front): Promise<void> {
   const client = new Client(front, session);
   client.wire.attach(socket, true);
   await client.done;
-}
-
-async function tryOut(probe: Probe, front: Front): Promise<string> {
-  throw new PosternError('INTERNAL', `not there yet ${probe.log.level} ${front.first.name}`);
 }

@@ -78,11 +78,8 @@ export class Pool implements Timed {
   close(): void {
     this.#closed = true;
     this.tlsSession = undefined;
-    for (const upstream of [...this.#idle]) upstream.destroy();
-    for (const client of [...this.#waiting]) {
-      this.#waiting.delete(client);
-      client.proceed();
-    }
+    while (this.#idle.length > 0) (this.#idle.at(-1) as Upstream).destroy();
+    while (this.#waiting.size > 0) this.#next();
   }
 
   /** The oldest are in front. */

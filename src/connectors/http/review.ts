@@ -1,15 +1,18 @@
 import type { Finding, Review } from '../connector.ts';
+import { reviewForward } from './forward.ts';
 import { reviewAuthenticate } from './schemes/index.ts';
 import type { Settings } from './settings.ts';
 
 /** What no schema can see: settings and credentials that contradict each other, and settings that work and are unsafe. */
 export function review(settings: Settings, credentials: ReadonlySet<string>): Review {
-  const problems: Finding[] = [...reviewAuthenticate(settings.authenticate, credentials)];
-  const warnings: Finding[] = [];
+  const forward = reviewForward(settings, credentials);
+  const problems: Finding[] = [
+    ...reviewAuthenticate(settings.authenticate, credentials),
+    ...forward.problems,
+  ];
+  const warnings: Finding[] = [...forward.warnings];
   const { upstream, tls } = settings;
-  if (upstream === undefined)
-    problems.push({ path: ['config', 'upstream'], message: 'missing: the base URL of the server' });
-  else {
+  if (upstream !== undefined) {
     const { protocol, username, password, search, hash } = new URL(upstream);
     if (username !== '' || password !== '' || search !== '' || hash !== '')
       problems.push({

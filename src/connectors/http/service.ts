@@ -1,10 +1,10 @@
 import type { Credentials } from '../../core/credentials.ts';
 import type { Preparation } from '../../core/prepared.ts';
-import type { ClientTls } from '../../core/tls.ts';
 import type { ServiceContext } from '../connector.ts';
 import { readPem } from '../upstream.ts';
 import { Generation } from './generation.ts';
 import { Member } from './member.ts';
+import type { UpstreamTls } from './reach.ts';
 import type { Scheme } from './schemes/index.ts';
 import type { EngineSettings } from './settings.ts';
 
@@ -37,10 +37,8 @@ async function generate(
   return { value: new Generation(member, value, tls), expiresAt };
 }
 
-async function tlsOf(
-  { tls }: EngineSettings,
-  credentials: Credentials,
-): Promise<Omit<ClientTls, 'serverName'>> {
+/** Reads what TLS towards the servers needs, the client's key among it: the caller wipes that. Throws UPSTREAM_TLS. */
+export async function tlsOf({ tls }: EngineSettings, credentials: Credentials): Promise<UpstreamTls> {
   const own = (name: (typeof tlsCredentials)[number]) =>
     credentials.has(name) ? Buffer.concat([credentials.get(name)]) : undefined;
   const [ca, cert, key] = await Promise.all([

@@ -1,6 +1,7 @@
 import * as z from 'zod';
 
 import { duration } from '../../core/duration.ts';
+import { forwardShape } from './forward.ts';
 import { authenticate } from './schemes/index.ts';
 
 const tls = z.strictObject({
@@ -125,7 +126,7 @@ export const settings = z.strictObject({
     .boolean()
     .default(false)
     .describe(
-      'Whether the credential may travel in clear to an `upstream` that begins with `http://`, also on this machine.',
+      'Whether the credential may travel in clear to an `upstream` or to URLs that begin with `http://`, also on this machine.',
     ),
   hosts: z
     .array(z.string().min(1).max(253))
@@ -133,6 +134,7 @@ export const settings = z.strictObject({
     .describe(
       "Names that clients may use for this listener in `Host`, beside `localhost`, loopback addresses and the upstream's own. Other ones get 421: a web page could have its name resolve to this machine.",
     ),
+  ...forwardShape,
   ...engineShape,
 });
 

@@ -1,15 +1,11 @@
-import type { Socket } from 'node:net';
-
-import { Deadline } from '../../core/deadline.ts';
-import { dial } from '../../core/dial.ts';
 import { PosternError } from '../../core/errors.ts';
-import { startTls } from '../../core/tls.ts';
 import { type ChunkData, Chunks } from './chunked.ts';
 import type { Client } from './client.ts';
 import { BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, Head, INCOMPLETE, parseResponse } from './head.ts';
 import { Held } from './held.ts';
 import { responseNames } from './names.ts';
 import type { Pool } from './pool.ts';
+import { reach } from './reach.ts';
 import { slab } from './slab.ts';
 import { SocketWire, type WireUser } from './wire.ts';
 
@@ -60,18 +56,21 @@ export class Upstream implements WireUser, ChunkData {
 
   /** Never rejects: a failure is told to whoever waits for the response. */
   async connect(): Promise<void> {
-    const { origin, generation } = this.pool;
-    const { connect } = generation.member.settings.timeouts;
-    const late = () =>
-      new PosternError(
-        'UPSTREAM_UNREACHABLE',
-        `${origin.authority} did not take the connection within ${connect / 1000} s`,
-      );
+    const { origin, generation, tlsSession } = this.pool;
+    const { member, tls } = generation;
     try {
-      using patience = new Deadline(connect, late, this.#connecting.signal);
-      const { socket, pushed } = await this.#reach(patience.signal);
+      const socket = await reach(
+        origin,
+        member.settings,
+        { ...tls, session: tlsSession },
+        this.#connecting.signal,
+        this.wire.onread,
+      );
+      socket.on('session', (session: Buffer) => {
+        this.pool.tlsSession = session;
+      });
       if (this.#gone) socket.destroy();
-      else this.wire.attach(socket, pushed);
+      else this.wire.attach(socket, origin.tls);
     } catch (thrown) {
       if (!this.#gone) this.#fail(PosternError.from(thrown));
     }
@@ -164,32 +163,6 @@ export class Upstream implements WireUser, ChunkData {
   /** The data of a chunk, for a client that knows no chunks. */
   data(bytes: Buffer, from: number, to: number): void {
     this.client?.wire.put(bytes, from, to);
-  }
-
-  async #reach(signal: AbortSignal): Promise<{ readonly socket: Socket; readonly pushed: boolean }> {
-    const { origin, generation } = this.pool;
-    const target = { kind: 'tcp', host: origin.host, port: origin.port } as const;
-    const { socket, address } = await dial(target, signal, origin.tls ? undefined : this.wire.onread);
-    if (origin.permits && address.kind === 'tcp' && !origin.permits(address.host)) {
-      socket.destroy();
-      throw new PosternError('CLIENT_REFUSED', `${origin.authority} has an address that no rule names`);
-    }
-    if (!origin.tls) return { socket, pushed: false };
-    const { settings } = generation.member;
-    const secure = await startTls(
-      socket,
-      {
-        ...generation.tls,
-        serverName: settings.tls.serverName ?? origin.host,
-        alpn: 'http/1.1',
-        session: this.pool.tlsSession,
-      },
-      signal,
-    );
-    secure.on('session', (session: Buffer) => {
-      this.pool.tlsSession = session;
-    });
-    return { socket: secure, pushed: true };
   }
 
   #read(bytes: Buffer, from: number, to: number): void {

@@ -82,10 +82,7 @@ export class SocketWire implements Wire {
     buffer: (): Buffer => this.#nextBuffer(),
     callback: (length: number, bytes: Uint8Array): boolean => {
       this.#bulk = length >= MESSAGE_READ;
-      const before = reading;
-      reading = this;
-      this.#user.onBytes(bytes as Buffer, 0, length);
-      reading = before;
+      handOut(this, this.#user, bytes as Buffer, length);
       return true;
     },
   };
@@ -223,6 +220,13 @@ export class SocketWire implements Wire {
     lease.writes += 1;
     lease.written();
   }
+}
+
+function handOut(wire: SocketWire, user: WireUser, bytes: Buffer, length: number): void {
+  const before = reading;
+  reading = wire;
+  user.onBytes(bytes, 0, length);
+  reading = before;
 }
 
 function ignore(): void {}
