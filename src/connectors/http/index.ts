@@ -5,7 +5,7 @@ import { defineConnector, type Protocol, type ServiceContext } from '../connecto
 import { attachAccepted, tryTakingOver } from './accelerator.ts';
 import { openAuthority } from './authority.ts';
 import { Client } from './client.ts';
-import { reviewShared } from './forward.ts';
+import { namedOrigins, reviewShared } from './forward.ts';
 import { tryOut } from './probe.ts';
 import { errorReply } from './replies.ts';
 import { ReverseFront } from './reverse.ts';
@@ -19,7 +19,7 @@ import { type Settings, settings } from './settings.ts';
 
 /** HTTP/1.1: requests get the service's credential on their way. */
 export const http = defineConnector({
-  summary: 'HTTP/1.1, in front of one server',
+  summary: 'HTTP/1.1, in front of one server or as a forward proxy',
   settings,
   credentials: {
     required: [],
@@ -43,7 +43,7 @@ function open(settings: Settings, service: ServiceContext): Protocol {
     join: (members) => {
       front = frontOf(members, member);
     },
-    probe: (probe) => tryOut(probe, member, [front.origin]),
+    probe: (probe) => tryOut(probe, member, reverse ? [reverse.origin] : namedOrigins(settings)),
     drain: () => {
       member.draining = true;
     },

@@ -1,6 +1,7 @@
 // fetch, undici, axios and ws as test clients; see ../README.md.
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
+import { Readable } from 'node:stream';
 import axios from 'axios';
 import { EnvHttpProxyAgent, request } from 'undici';
 
@@ -41,7 +42,12 @@ const libraries: Readonly<Record<string, (call: Call) => Promise<Answer>>> = {
   undici: async ({ method, body, headers }) => {
     const ca = readFileSync(process.env['NODE_EXTRA_CA_CERTS'] ?? '');
     const dispatcher = new EnvHttpProxyAgent({ requestTls: { ca }, connect: { ca } });
-    const answer = await request(url, { method, headers, dispatcher, ...(body && { body: pieces(body) }) });
+    const answer = await request(url, {
+      method,
+      headers,
+      dispatcher,
+      body: body ? Readable.from(pieces(body)) : null,
+    });
     return {
       status: answer.statusCode,
       type: String(answer.headers['content-type'] ?? ''),
