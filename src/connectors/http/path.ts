@@ -42,7 +42,7 @@ export function pathEnd(bytes: Buffer, from: number, to: number): number {
 /** All ways to read the path in `[from, to)`, which has no query. */
 export function readPath(bytes: Buffer, from: number, to: number): PathReadings {
   if (from === to) return { readings: [['']] };
-  const text = bytes.latin1Slice(from, to);
+  const text = bytes.toString('latin1', from, to);
   if (isPlainPath(bytes, from, to)) return { readings: [text.slice(1).split('/')] };
   if (!text.startsWith('/')) return { reason: 'the path does not begin with a slash' };
   if (/[^\x21-\x7e]|[\\"<>#]/.test(text)) return { reason: 'the path has a character that belongs encoded' };

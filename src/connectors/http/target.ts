@@ -99,7 +99,7 @@ export function authorityIn(
   defaultPort: number,
 ): Authority | undefined {
   if (to - from > LONGEST_AUTHORITY || !isAuthority(bytes, from, to)) return undefined;
-  const text = bytes.latin1Slice(from, to);
+  const text = bytes.toString('latin1', from, to);
   const key = `${defaultPort} ${text}`;
   if (known.has(key)) return known.get(key);
   const authority = parseAuthority(text, defaultPort);

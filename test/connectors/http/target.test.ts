@@ -28,7 +28,8 @@ function read(method: string, text: string, host?: string) {
   assert.ok(parseRequest(bytes, 0, bytes.length, head, names, 65536) > 0, text);
   const target = new Target();
   readTarget(bytes, head, target);
-  return { ...target, path: bytes.toString('latin1', target.pathAt, head.targetEnd) };
+  const { form, tls, authority } = target;
+  return { form, tls, authority, path: bytes.toString('latin1', target.pathAt, head.targetEnd) };
 }
 
 function refuses(method: string, text: string, host?: string): void {
