@@ -1,6 +1,6 @@
 import type { Logger } from 'pino';
 
-import { Metrics } from './admin/metrics.ts';
+import { type LiveState, Metrics } from './admin/metrics.ts';
 import { AdminServer } from './admin/server.ts';
 import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { type Address, formatAddress } from './core/address.ts';
@@ -275,7 +275,7 @@ export class Broker {
     return [...services, ...(await Promise.all(asked))];
   }
 
-  *#live(): Generator<{ name: string; active: number; bytesFromClient: number; bytesFromUpstream: number }> {
+  *#live(): ReturnType<LiveState['services']> {
     const byName = Map.groupBy([...this.#services, ...this.#retired], (service) => service.config.name);
     for (const [name, services] of byName) {
       const live = services.map((service) => service.live);
@@ -285,6 +285,7 @@ export class Broker {
         active: sum('active'),
         bytesFromClient: sum('bytesFromClient'),
         bytesFromUpstream: sum('bytesFromUpstream'),
+        requests: services.flatMap(({ counters }) => counters ?? []),
       };
     }
   }

@@ -9,6 +9,7 @@ import { connectors } from './connectors/index.ts';
 import { Admission } from './core/admission.ts';
 import { Deadline } from './core/deadline.ts';
 import { PosternError } from './core/errors.ts';
+import type { RequestCounters } from './core/request-counters.ts';
 import { ClientSession, type ServiceRuntime } from './core/session.ts';
 import { loadServerContext } from './core/tls.ts';
 import { CredentialSource } from './lifecycle/source.ts';
@@ -26,6 +27,7 @@ export class Service {
   readonly #metrics: Metrics;
   readonly #admission: Admission;
   readonly #sessions = new Map<ClientSession, Promise<void>>();
+  #finished = false;
 
   private constructor(
     config: ServiceConfig,
@@ -93,6 +95,11 @@ export class Service {
     return { active: this.#admission.active, bytesFromClient, bytesFromUpstream };
   }
 
+  /** Of a protocol that counts requests, until the metrics have got them for good. */
+  get counters(): RequestCounters | undefined {
+    return this.#finished ? undefined : this.#protocol.counters?.();
+  }
+
   /** Serves one accepted client to its end. */
   accept(client: Socket): void {
     if (this.#sessions.size >= this.config.limits.maxConnections + MOST_REFUSED) {
@@ -129,6 +136,9 @@ export class Service {
     this.#protocol.drain?.();
     await Promise.all(this.#sessions.values());
     this.#protocol.close?.();
+    const { counters } = this;
+    if (counters) this.#metrics.requestsEnded(this.config.name, counters);
+    this.#finished = true;
     this.source[Symbol.dispose]();
   }
 

@@ -2,6 +2,7 @@ import type { Logger } from 'pino';
 import type * as z from 'zod';
 
 import type { Prepare, Prepared } from '../core/prepared.ts';
+import type { RequestCounters } from '../core/request-counters.ts';
 import type { Probe, Session } from '../core/session.ts';
 
 /**
@@ -78,6 +79,8 @@ export interface Protocol {
   drain?(): void;
   /** Called once, when the last session has ended. */
   close?(): void;
+  /** What has happened since the service was opened, for metrics; undefined: only its sessions count. */
+  counters?(): RequestCounters;
 }
 
 /** Ties a connector's settings schema to the code that receives the parsed settings. */

@@ -8,8 +8,20 @@ const page = readFileSync(new URL('../../docs/metrics.md', import.meta.url), 'ut
 
 /** Name, type, labels and sentence of each of our metrics, from a scrape after everything has happened once. */
 async function scraped(): Promise<string[][]> {
-  const live = { name: 'db', active: 1, bytesFromClient: 1, bytesFromUpstream: 1 };
-  const metrics = new Metrics('1.2.3', { services: () => [live] });
+  const requests = {
+    responses: [0, 0, 1, 0, 0, 0],
+    failures: new Map([['TIMEOUT', 1] as const]),
+    upstreamOpened: 1,
+    upstreamReused: 1,
+    retries: 1,
+    replays: 1,
+  };
+  const live = { name: 'db', active: 1, bytesFromClient: 1, bytesFromUpstream: 1, requests: [requests] };
+  const metrics = new Metrics('1.2.3', {
+    *services() {
+      yield live;
+    },
+  });
   metrics.sessionEnded('db', {
     outcome: 'ok',
     admitted: true,

@@ -48,6 +48,7 @@ function open(settings: Settings, service: ServiceContext): Protocol {
       member.draining = true;
     },
     close: () => member.scheme.close?.(),
+    counters: () => member.counters,
   };
   takePart(protocol, {
     member,
