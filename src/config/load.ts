@@ -36,6 +36,7 @@ import {
   ignoredServiceKeys,
   isSecretlessService,
   secretlessConnectors,
+  secretlessHttp,
 } from './secretless.ts';
 import { parseYaml, type Tree } from './yaml.ts';
 
@@ -655,6 +656,14 @@ function readConnectorName(entry: Located, report: Report): string | undefined {
     report.problemOfEntry(protocol, protocol.path, 'is an old word for `connector`; give one of them');
   else if (protocol) report.warnOfEntry(protocol, 'is an old word; write `connector` instead');
   const place = connector ?? protocol;
+  const value = textOf(place);
+  // Secretless's oldest files say which connector of HTTP it is in the settings.
+  const strategy =
+    value === 'http' ? textOf(child(child(entry, 'config'), 'authenticationStrategy')) : undefined;
+  return strategy !== undefined && secretlessHttp.has(strategy) ? strategy : value;
+}
+
+function textOf(place: Located | undefined): string | undefined {
   const value = place?.tree.kind === 'scalar' ? place.tree.value : undefined;
   return typeof value === 'string' && value !== '' ? value : undefined;
 }

@@ -23,6 +23,11 @@ type Assertion = 'text start' | 'text end' | 'line start' | 'line end' | 'word e
 /** URLs are ASCII: a set of characters is a table of these. */
 const ASCII = 128;
 
+const LINE_FEED = 0x0a;
+
+/** A text; or a secret's bytes, which are to be in no string. */
+export type Characters = Pick<string, 'length' | 'charCodeAt'>;
+
 interface Flags {
   readonly fold: boolean;
   readonly multiline: boolean;
@@ -50,7 +55,7 @@ export class GoRegExp {
   }
 
   /** Whether it matches anywhere in `text`. Characters that are not ASCII fit no set but a negated one. */
-  test(text: string): boolean {
+  test(text: Characters): boolean {
     const seen = this.#seen.fill(-1);
     let current: number[] = [];
     let next: number[] = [];
@@ -70,7 +75,7 @@ export class GoRegExp {
   }
 
   /** Adds the sets that can be reached from a step without reading a character. True: a match is reached. */
-  #add(from: number, text: string, at: number, list: number[], seen: Int32Array): boolean {
+  #add(from: number, text: Characters, at: number, list: number[], seen: Int32Array): boolean {
     const open = [from];
     for (let pc = open.pop(); pc !== undefined; pc = open.pop()) {
       if (seen[pc] === at) continue;
@@ -86,18 +91,18 @@ export class GoRegExp {
   }
 }
 
-function holds(what: Assertion, text: string, at: number): boolean {
+function holds(what: Assertion, text: Characters, at: number): boolean {
   switch (what) {
     case 'text start':
       return at === 0;
     case 'text end':
       return at === text.length;
     case 'line start':
-      return at === 0 || text[at - 1] === '\n';
+      return at === 0 || text.charCodeAt(at - 1) === LINE_FEED;
     case 'line end':
-      return at === text.length || text[at] === '\n';
+      return at === text.length || text.charCodeAt(at) === LINE_FEED;
     default: {
-      const word = (i: number) => /^\w$/.test(text[i] ?? '');
+      const word = (i: number) => /^\w$/.test(String.fromCharCode(text.charCodeAt(i)));
       return (word(at - 1) !== word(at)) === (what === 'word edge');
     }
   }

@@ -10,12 +10,12 @@ import { tryOut } from './probe.ts';
 import { errorReply } from './replies.ts';
 import { ReverseFront } from './reverse.ts';
 import { review } from './review.ts';
-import type { Front } from './route.ts';
-import { frontOf, takePart } from './router.ts';
+import type { Front, Origin } from './route.ts';
+import { type Forward, frontOf, type Intercept, takePart } from './router.ts';
 import { Matcher } from './rules.ts';
-import { openScheme } from './schemes/index.ts';
+import { openScheme, type Scheme } from './schemes/index.ts';
 import { openMember } from './service.ts';
-import { type Settings, settings } from './settings.ts';
+import { type EngineSettings, type Settings, settings } from './settings.ts';
 
 /** HTTP/1.1: requests get the service's credential on their way. */
 export const http = defineConnector({
@@ -33,32 +33,53 @@ export const http = defineConnector({
 });
 
 function open(settings: Settings, service: ServiceContext): Protocol {
-  if (settings.reads === 'auto') void tryTakingOver();
-  const member = openMember(service, settings, openScheme(settings.authenticate, { name: service.name }));
   const { upstream, match, forceTls, allowPlainHttp, intercept, hosts } = settings;
-  const reverse = upstream === undefined ? undefined : new ReverseFront(member, new URL(upstream), hosts);
+  return openHttp(
+    {
+      engine: settings,
+      scheme: openScheme(settings.authenticate, { name: service.name }),
+      reverse: upstream === undefined ? undefined : { upstream: new URL(upstream), hosts },
+      forward: match && { rules: new Matcher(match), forceTls, allowPlainHttp },
+      intercept: intercept && {
+        authority: openAuthority(intercept, service),
+        unmatched: intercept.unmatched,
+      },
+      origins: namedOrigins(settings),
+    },
+    service,
+  );
+}
+
+/** A service of the engine, whatever its settings look like. */
+export interface HttpService {
+  readonly engine: EngineSettings;
+  readonly scheme: Scheme;
+  readonly reverse?: { readonly upstream: URL; readonly hosts: readonly string[] } | undefined;
+  readonly forward?: Forward | undefined;
+  readonly intercept?: Intercept | undefined;
+  /** Servers to try a forward service out with. */
+  readonly origins: readonly Origin[];
+}
+
+/** Opens a service for one of the connectors that the engine serves. */
+export function openHttp(about: HttpService, service: ServiceContext): Protocol {
+  if (about.engine.reads === 'auto') void tryTakingOver();
+  const member = openMember(service, about.engine, about.scheme);
+  const reverse = about.reverse && new ReverseFront(member, about.reverse.upstream, about.reverse.hosts);
   let front: Front;
   const protocol: Protocol = {
     serve: (session) => serve(session, front),
     join: (members) => {
       front = frontOf(members, member);
     },
-    probe: (probe) => tryOut(probe, member, reverse ? [reverse.origin] : namedOrigins(settings)),
+    probe: (probe) => tryOut(probe, member, reverse ? [reverse.origin] : about.origins),
     drain: () => {
       member.draining = true;
     },
     close: () => member.scheme.close?.(),
     counters: () => member.counters,
   };
-  takePart(protocol, {
-    member,
-    reverse,
-    forward: match && { rules: new Matcher(match), forceTls, allowPlainHttp },
-    intercept: intercept && {
-      authority: openAuthority(intercept, service),
-      unmatched: intercept.unmatched,
-    },
-  });
+  takePart(protocol, { member, reverse, forward: about.forward, intercept: about.intercept });
   front = frontOf([protocol], member);
   return protocol;
 }

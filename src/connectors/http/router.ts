@@ -34,7 +34,19 @@ export interface Forward {
   readonly forceTls: boolean;
   /** Whether the credential may go over a connection in clear. */
   readonly allowPlainHttp: boolean;
+  /** The server that is meant by a name that stands for another (`secretless.empty`); undefined: the name means itself. */
+  readonly locate?: Locate | undefined;
 }
+
+/** A server, by its normal name. */
+export interface Located {
+  readonly tls: boolean;
+  readonly host: string;
+  readonly port: number;
+}
+
+/** `header` gives the value of a field that the client sent; undefined unless it sent exactly one. */
+export type Locate = (asked: Located, header: (name: string) => string | undefined) => Located | undefined;
 
 export interface Intercept {
   readonly authority: AuthoritySource;
@@ -148,6 +160,7 @@ class TunnelFront implements Front {
 /** One forward service with the servers that clients have asked it for. */
 class Forwarding {
   readonly rules: Matcher;
+  readonly locate: Locate | undefined;
   readonly #forceTls: boolean;
   readonly #member: Member;
   readonly #allowPlainHttp: boolean;
@@ -155,16 +168,17 @@ class Forwarding {
   readonly #origins = new Map<string, Origin>();
   readonly #route: { member: Member; origin: Origin; prefix: Buffer; targetAt: number };
 
-  constructor(member: Member, { rules, forceTls, allowPlainHttp }: Forward) {
+  constructor(member: Member, { rules, locate, forceTls, allowPlainHttp }: Forward) {
     this.#member = member;
     this.rules = rules;
+    this.locate = locate;
     this.#forceTls = forceTls;
     this.#allowPlainHttp = allowPlainHttp;
     this.#route = { member, origin: nowhere, prefix: NO_PREFIX, targetAt: 0 };
   }
 
   /** Throws what the client is told when the request may not be made. */
-  route(pathAt: number, { tls, host, port: asked }: Asked, named: Named): Route {
+  route(pathAt: number, { tls, host, port: asked }: Located, named: Named): Route {
     const secure = tls || this.#forceTls;
     if (!secure && !this.#allowPlainHttp)
       throw refusal(
@@ -198,9 +212,16 @@ function choose(
 ): Route {
   for (const each of forward) {
     const named = each.rules.match(bytes, head, pathAt, asked);
-    if (named !== undefined) return each.route(pathAt, asked, named);
+    if (named !== undefined)
+      return each.route(pathAt, each.locate?.(asked, (name) => fieldIn(bytes, head, name)) ?? asked, named);
   }
   throw nobody(forward, `this request to ${asked.host}`);
+}
+
+function fieldIn(bytes: Buffer, head: Head, name: string): string | undefined {
+  const lines = bytes.toString('latin1', head.lineEnd, head.end).split('\r\n');
+  const found = lines.filter((line) => line.slice(0, name.length + 1).toLowerCase() === `${name}:`);
+  return found.length === 1 ? found[0]?.slice(name.length + 1).trim() : undefined;
 }
 
 const MOST_ORIGINS = 256;

@@ -242,7 +242,7 @@ export class Matcher {
       if (reason === undefined) return rule.named;
       if (reason !== OTHER_PATH) ambiguous = reason;
     }
-    if (this.#urls.length > 0 && this.#fitsUrl(bytes, head, pathAt, asked)) return 'by pattern';
+    if (this.#urls.length > 0 && this.#fitsUrl(bytes, head, pathAt, asked)) return namedByUrl(asked.host);
     if (ambiguous !== undefined) throw refusal(403, ambiguous);
     return undefined;
   }
@@ -267,6 +267,15 @@ export class Matcher {
     // The first reading is the URL as it is written. Where the server may resolve it to another one, that has to fit too.
     return readings.slice(1).every((segments) => fits(`/${segments.map(goEscape).join('/')}`));
   }
+}
+
+/**
+ * The servers that Secretless stands before are inside, and its files have no other way to name them than expressions;
+ * but none of them means a metadata service, which gives out credentials of its own.
+ */
+function namedByUrl(host: string): Named {
+  const locality = localityOfHost(host);
+  return locality === 'metadata' || locality === 'link-local' ? 'by pattern' : 'exactly';
 }
 
 /** What one service of a forward proxy asks for, as far as two services can be compared. */

@@ -1,3 +1,5 @@
+import { getCACertificates } from 'node:tls';
+
 import type { Credentials } from '../../core/credentials.ts';
 import type { Preparation } from '../../core/prepared.ts';
 import type { ServiceContext } from '../connector.ts';
@@ -38,14 +40,18 @@ async function generate(
 }
 
 /** Reads what TLS towards the servers needs, the client's key among it: the caller wipes that. Throws UPSTREAM_TLS. */
-export async function tlsOf({ tls }: EngineSettings, credentials: Credentials): Promise<UpstreamTls> {
+export async function tlsOf(
+  { tls, extraCa }: EngineSettings,
+  credentials: Credentials,
+): Promise<UpstreamTls> {
   const own = (name: (typeof tlsCredentials)[number]) =>
     credentials.has(name) ? Buffer.concat([credentials.get(name)]) : undefined;
   const [ca, cert, key] = await Promise.all([
-    own('tlsCa') ?? readPem(tls.ca),
+    own('tlsCa') ?? readPem(tls.ca ?? extraCa),
     own('tlsCert') ?? readPem(tls.cert),
     own('tlsKey') ?? readPem(tls.key),
   ]);
+  const trusted = extraCa !== undefined && ca ? Buffer.from([...getCACertificates(), ca].join('\n')) : ca;
   const verify = ({ full: 'verify-full', ca: 'verify-ca', none: 'require' } as const)[tls.verify];
-  return { verify, minVersion: tls.minVersion, ca, cert, key, passphrase: own('tlsKeyPassword') };
+  return { verify, minVersion: tls.minVersion, ca: trusted, cert, key, passphrase: own('tlsKeyPassword') };
 }

@@ -111,7 +111,10 @@ export const engineShape = {
 };
 
 const engine = z.strictObject(engineShape);
-export type EngineSettings = z.output<typeof engine>;
+export type EngineSettings = z.output<typeof engine> & {
+  /** File with CA certificates to trust beside those of the system. */
+  readonly extraCa?: string;
+};
 
 /** `config:` of the connector `http`. */
 export const settings = z.strictObject({

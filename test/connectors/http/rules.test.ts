@@ -398,15 +398,18 @@ describe("Secretless's authenticateURLsMatching", () => {
     ] as const)
       assert.equal(
         matched({ urls: [pattern] }, 'GET', url),
-        expected ? 'by pattern' : undefined,
+        expected ? 'exactly' : undefined,
         `${pattern} ${url}`,
       );
   });
 
   it('holds in every way in which the server may read the path', () => {
     const urls = ['^http://a\\.example/ok/'];
-    assert.equal(matched({ urls }, 'GET', 'http://a.example/ok/x'), 'by pattern');
-    assert.equal(matched({ urls }, 'GET', 'http://a.example/ok/x/../y'), 'by pattern');
+    assert.equal(matched({ urls }, 'GET', 'http://a.example/ok/x'), 'exactly');
+    // Inside is where Secretless's servers are, but no expression means a metadata service.
+    assert.equal(matched({ urls: ['^http'] }, 'GET', 'http://10.0.0.1/ok'), 'exactly');
+    assert.equal(matched({ urls: ['^http'] }, 'GET', 'http://169.254.169.254/latest'), 'by pattern');
+    assert.equal(matched({ urls }, 'GET', 'http://a.example/ok/x/../y'), 'exactly');
     assert.equal(matched({ urls }, 'GET', 'http://a.example/ok/../x'), undefined);
     assert.equal(matched({ urls }, 'GET', 'http://a.example/x/../ok/'), undefined);
     for (const path of ['/ok/%2e%2e/x', '/ok/..%2fx', '/ok/..;/x', '/ok/%252e%252e/x'])
@@ -415,7 +418,7 @@ describe("Secretless's authenticateURLsMatching", () => {
 
   it('fits no URL of more than 16 KiB', () => {
     const url = (length: number) => `http://a/${'x'.repeat(length)}`;
-    assert.equal(matched({ urls: ['^http://a/'] }, 'GET', url(16_000)), 'by pattern');
+    assert.equal(matched({ urls: ['^http://a/'] }, 'GET', url(16_000)), 'exactly');
     assert.equal(matched({ urls: ['^http://a/'] }, 'GET', url(16_400)), undefined);
   });
 

@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto';
 
 import { PosternError } from '../../../core/errors.ts';
-import { awsScopeOf } from './aws-hosts.ts';
+import { awsHostOf, awsScopeOf } from './aws-hosts.ts';
 import { join } from './bytes.ts';
 import { unusable } from './fixed.ts';
 import type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts';
@@ -52,6 +52,29 @@ export function aws(settings: AwsSettings, now: () => number = Date.now): Scheme
       return { value: new AwsInjection(settings, accessKeyId.toString('latin1'), secret, token, now) };
     },
   };
+}
+
+/** As Secretless has it: a session token where there is one. */
+export function awsSecretless(): Scheme {
+  const names = { accessKeyId: 'accessKeyId', secretAccessKey: 'secretAccessKey' };
+  return {
+    ownedHeaders: owned,
+    ownedQuery: [],
+    prepare(credentials, signal, previous) {
+      const temporary = credentials.has('accessToken') && trimmed(credentials.get('accessToken')).length > 0;
+      return aws({ ...names, ...(temporary && { sessionToken: 'accessToken' }) }).prepare(
+        credentials,
+        signal,
+        previous,
+      );
+    },
+  };
+}
+
+/** The host that an SDK would have asked that signed a request so. Throws CLIENT_REFUSED for one that is not signed. */
+export function awsEndpointFor(authorization: string): string {
+  const { region, service } = scopeIn(/[\s,]Credential=([^\s,]+)/.exec(authorization)?.[1]);
+  return awsHostOf(service, region);
 }
 
 class AwsInjection implements Injection, Signer {
@@ -193,20 +216,24 @@ function askedOf(request: RequestView): Asked {
   const inHeader = (name: string) => new RegExp(`[\\s,]${name}=([^\\s,]+)`).exec(authorization ?? '')?.[1];
   const credential = authorization === undefined ? inQuery.get('x-amz-credential') : inHeader('Credential');
   const names = authorization === undefined ? inQuery.get('x-amz-signedheaders') : inHeader('SignedHeaders');
+  const date = authorization === undefined ? inQuery.get('x-amz-date') : cutField(request, 'x-amz-date');
+  return {
+    ...bare,
+    scope: scopeIn(credential),
+    // The client's clock, as Secretless has it: an SDK that has found out its skew sends the server's time.
+    time: date !== undefined && /^\d{8}T\d{6}Z$/.test(date) ? date : undefined,
+    signedHeaders: new Set((names ?? '').toLowerCase().split(';')),
+  };
+}
+
+function scopeIn(credential: string | undefined): Omit<Scope, 'day'> {
   const scope = /\/\d{8}\/([\w-]{1,64})\/([\w-]{1,64})\/aws4_request$/.exec(credential ?? '');
   const [, region, service] = scope ?? [];
   if (region === undefined || service === undefined)
     throw refused(
       'the signature of the request names no region and service (Credential=KEY/DAY/REGION/SERVICE/aws4_request)',
     );
-  const date = authorization === undefined ? inQuery.get('x-amz-date') : cutField(request, 'x-amz-date');
-  return {
-    ...bare,
-    scope: { region, service },
-    // The client's clock, as Secretless has it: an SDK that has found out its skew sends the server's time.
-    time: date !== undefined && /^\d{8}T\d{6}Z$/.test(date) ? date : undefined,
-    signedHeaders: new Set((names ?? '').toLowerCase().split(';')),
-  };
+  return { region, service };
 }
 
 /** Of the field that the client sent and that was cut; undefined unless there was exactly one. */

@@ -17,7 +17,7 @@ export type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts
 const credential = z.string().regex(/^[\w.-]{1,128}$/, 'must be the name of an entry under `credentials`');
 
 /** A text with `{{ name }}` in it; see docs/connectors/http.md. */
-const template = z.string().transform((text, context) => {
+export const template = z.string().transform((text, context) => {
   try {
     return Template.parse(text);
   } catch (thrown) {
@@ -38,7 +38,8 @@ const headerName = z
   .regex(/^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$/, 'is not a name that a header can have')
   .refine((name) => !framing.has(name.toLowerCase()), 'is a header that Postern itself has to set');
 
-const headers = z
+/** Templates by the header fields that they are for. */
+export const headerTemplates = z
   .record(headerName, template)
   .refine((given) => Object.keys(given).length > 0, 'names no header')
   .refine(
@@ -47,7 +48,8 @@ const headers = z
     'names a header twice: upper and lower case are the same',
   );
 
-const query = z
+/** Templates by the query parameters that they are for. */
+export const queryTemplates = z
   .record(z.string().min(1).max(128), template)
   .refine((given) => Object.keys(given).length > 0, 'names no parameter');
 
@@ -93,10 +95,10 @@ const shape = {
     })
     .describe('`Authorization: Basic`, RFC 7617.'),
   bearer: credential.describe('Credential that is sent as `Authorization: Bearer`, RFC 6750.'),
-  headers: headers.describe(
+  headers: headerTemplates.describe(
     'Header fields by name, each a text with `{{ credential }}` in it: `Bearer {{ token }}`, `Basic {{ printf "%s:%s" .user .password | base64 }}`. A field of the same name in the request is replaced.',
   ),
-  query: query.describe(
+  query: queryTemplates.describe(
     'Query parameters by name, each a text as in `headers`; percent-encoded and added to the request, in place of its own of that name.',
   ),
   conjur: credential.describe(
