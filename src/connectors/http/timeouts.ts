@@ -3,6 +3,7 @@ const TICK = 200;
 
 /** Something that has timeouts. */
 export interface Timed {
+  /** What was due at `now` is over. */
   onTick(now: number): void;
 }
 
@@ -31,7 +32,8 @@ export class Clock {
 
   #tick(): void {
     this.now = performance.now();
-    for (const timed of this.#timed) timed.onTick(this.now);
+    // Who set a timeout since the last tick did so with a `now` that was too old: nothing may be over before its time.
+    for (const timed of this.#timed) timed.onTick(this.now - TICK);
   }
 }
 

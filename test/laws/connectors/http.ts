@@ -15,7 +15,7 @@ export const http: Driver = {
     upstream: `http://127.0.0.1:${port}/api`,
     authenticate: { bearer: 'password' },
     allowPlainHttp: true,
-    timeouts: { response: '150ms' },
+    timeouts: { response: '400ms' },
   }),
   upstreams: {
     accepting: (password, pace) =>
