@@ -152,16 +152,11 @@ export function parseRequest(
   for (let j = 0; j < 10; j++) {
     if (i + j >= to) return INCOMPLETE;
     const byte = bytes[i + j] as number;
-    if (j === 7) head.minor = byte - 48;
-    else if (byte === VERSION_LINE[j]) continue;
-    // HTTP/2.0 and the like are versions that we do not speak, anything else is no version.
-    else if (j === 5 && byte >= 48 && byte <= 57) return refuse(head, 505, 'not HTTP/1.1 or HTTP/1.0');
-    else return refuse(head, 400, 'malformed request line');
-    if (byte !== 49 && byte !== 48)
-      return byte >= 50 && byte <= 57
-        ? refuse(head, 505, 'not HTTP/1.1 or HTTP/1.0')
-        : refuse(head, 400, 'malformed request line');
+    if (j === 5 || j === 7 ? byte < 48 || byte > 57 : byte !== VERSION_LINE[j])
+      return refuse(head, 400, 'malformed request line');
   }
+  head.minor = (bytes[i + 7] as number) - 48;
+  if (bytes[i + 5] !== 49 || head.minor > 1) return refuse(head, 505, 'not HTTP/1.1 or HTTP/1.0');
   return parseFields(bytes, at, i + 10, to, head, names, max, true);
 }
 
@@ -403,7 +398,10 @@ function sameName(bytes: Buffer, from: number, to: number, otherFrom: number, ot
   return true;
 }
 
-/** `gzip, chunked` and the like: well-formed, only that we do not know it (RFC 9112 6.1). `chunked` twice is not. */
+/**
+ * `gzip, chunked` and the like: well-formed, only that we do not know it (RFC 9112 6.1). Where `chunked` is there and not
+ * the last, or twice, there is no telling where the body ends (RFC 9112 6.3).
+ */
 function isUnknownCoding(bytes: Buffer, from: number, to: number): boolean {
   let chunked = false;
   for (let i = from; ; i++) {
@@ -411,10 +409,8 @@ function isUnknownCoding(bytes: Buffer, from: number, to: number): boolean {
     const token = i;
     while (i < to && TOKEN[bytes[i] as number] !== 0) i++;
     if (i === token) return false;
-    if (equals(bytes, token, i, CHUNKED)) {
-      if (chunked) return false;
-      chunked = true;
-    }
+    if (chunked) return false;
+    chunked = equals(bytes, token, i, CHUNKED);
     while (i < to && bytes[i] === 32) i++;
     if (i === to) return true;
     if (bytes[i] !== 0x2c) return false;

@@ -8,7 +8,7 @@ import { Client } from './client.ts';
 import { namedOrigins, reviewShared } from './forward.ts';
 import { tryOut } from './probe.ts';
 import { errorReply } from './replies.ts';
-import { ReverseFront } from './reverse.ts';
+import { type Reverse, ReverseFront } from './reverse.ts';
 import { review } from './review.ts';
 import type { Front, Origin } from './route.ts';
 import { type Forward, frontOf, type Intercept, takePart } from './router.ts';
@@ -33,12 +33,12 @@ export const http = defineConnector({
 });
 
 function open(settings: Settings, service: ServiceContext): Protocol {
-  const { upstream, match, forceTls, allowPlainHttp, intercept, hosts } = settings;
+  const { upstream, match, forceTls, allow, allowPlainHttp, intercept, hosts } = settings;
   return openHttp(
     {
       engine: settings,
       scheme: openScheme(settings.authenticate, { name: service.name }),
-      reverse: upstream === undefined ? undefined : { upstream: new URL(upstream), hosts },
+      reverse: upstream === undefined ? undefined : { upstream: new URL(upstream), hosts, allow },
       forward: match && { rules: new Matcher(match), forceTls, allowPlainHttp },
       intercept: intercept && {
         authority: openAuthority(intercept, service),
@@ -54,7 +54,7 @@ function open(settings: Settings, service: ServiceContext): Protocol {
 export interface HttpService {
   readonly engine: EngineSettings;
   readonly scheme: Scheme;
-  readonly reverse?: { readonly upstream: URL; readonly hosts: readonly string[] } | undefined;
+  readonly reverse?: Reverse | undefined;
   readonly forward?: Forward | undefined;
   readonly intercept?: Intercept | undefined;
   /** Servers to try a forward service out with. */
@@ -65,7 +65,7 @@ export interface HttpService {
 export function openHttp(about: HttpService, service: ServiceContext): Protocol {
   if (about.engine.reads === 'auto') void tryTakingOver();
   const member = openMember(service, about.engine, about.scheme);
-  const reverse = about.reverse && new ReverseFront(member, about.reverse.upstream, about.reverse.hosts);
+  const reverse = about.reverse && new ReverseFront(member, about.reverse);
   let front: Front;
   const protocol: Protocol = {
     serve: (session) => serve(session, front),

@@ -11,7 +11,12 @@ export function review(settings: Settings, credentials: ReadonlySet<string>): Re
     ...forward.problems,
   ];
   const warnings: Finding[] = [...forward.warnings];
-  const { upstream, tls } = settings;
+  const { upstream, allow, tls } = settings;
+  if (allow && upstream === undefined)
+    problems.push({
+      path: ['config', 'allow'],
+      message: 'means nothing without `upstream`: a forward service says under `match` what it is for',
+    });
   if (upstream !== undefined) {
     const { protocol, username, password, search, hash } = new URL(upstream);
     if (username !== '' || password !== '' || search !== '' || hash !== '')

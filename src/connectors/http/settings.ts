@@ -2,6 +2,7 @@ import * as z from 'zod';
 
 import { duration } from '../../core/duration.ts';
 import { forwardShape } from './forward.ts';
+import { allowRule } from './rules.ts';
 import { authenticate } from './schemes/index.ts';
 
 const tls = z.strictObject({
@@ -125,6 +126,13 @@ export const settings = z.strictObject({
       'Base URL of the server, such as `https://api.github.com`; its path is put in front of what clients ask for.',
     ),
   authenticate: authenticate.optional().describe('How the credentials get into requests.'),
+  allow: z
+    .array(allowRule)
+    .min(1)
+    .optional()
+    .describe(
+      'What clients may ask of `upstream`: a list of `METHOD /path`, `/path`, or of objects. Checked in every way in which servers are known to read a path; anything else gets 403. Default: everything below the path of `upstream`.',
+    ),
   allowPlainHttp: z
     .boolean()
     .default(false)

@@ -162,6 +162,11 @@ export class Hosts {
     this.#names = new Set(names.map((name) => normalHost(name) ?? name));
   }
 
+  /** Whether a host in its one spelling is one of them. */
+  has(host: string): boolean {
+    return isLoopbackName(host) || this.#names.has(host);
+  }
+
   /** Whether `[from, to)` is one of them. */
   allows(bytes: Buffer, from: number, to: number): boolean {
     const last = this.#last;
@@ -171,7 +176,7 @@ export class Hosts {
       if (i === last.length) return true;
     }
     const authority = authorityIn(bytes, from, to, 0);
-    if (!authority || !(isLoopbackName(authority.host) || this.#names.has(authority.host))) return false;
+    if (!authority || !this.has(authority.host)) return false;
     this.#last = Buffer.from(bytes.subarray(from, to));
     return true;
   }

@@ -128,6 +128,9 @@ describe('the head of a request', () => {
       'GET / HTTP/1.1\rHost: a\r\n\r\n',
       'GET / HTTP/1,1\r\n\r\n',
       'GET / HTTP/1.01\r\n\r\n',
+      'GET / HTTP/01.01\r\n\r\n',
+      'GET / HTTP/2\r\n\r\n',
+      'GET / HTTP/10.1\r\n\r\n',
       'GET / HTTP/11\r\n\r\n',
       'GET / HTTP/+1.1\r\n\r\n',
       'GET / XHTTP/1.1\r\n\r\n',
@@ -261,6 +264,7 @@ describe('the head of a request', () => {
       get('Transfer-Encoding: chunked', 'Transfer-Encoding: identity'),
       get('Transfer-Encoding:'),
       get('Transfer-Encoding: chunked, chunked'),
+      get('Transfer-Encoding: chunked, identity'),
       get('Transfer-Encoding: chunked, gzip, CHUNKED'),
       get('Transfer-Encoding: ,chunked'),
       get('Transfer-Encoding:', ' chunked'),
@@ -272,7 +276,6 @@ describe('the head of a request', () => {
     ]);
     refuses(501, /coding/, [
       get('Transfer-Encoding: gzip, chunked'),
-      get('Transfer-Encoding: chunked, identity'),
       get('Transfer-Encoding: xchunked'),
       get('Transfer-Encoding: identity'),
     ]);
