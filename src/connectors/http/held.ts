@@ -1,4 +1,6 @@
 const SMALLEST = 1024;
+/** No head is longer: what is wrong with such a one is not waited for. */
+const LONGEST_HEAD = 64 * 1024;
 
 /** Bytes that are kept until more have come. Grows by doubling, so that a peer that sends one at a time costs no more. */
 export class Held {
@@ -30,7 +32,7 @@ export class Held {
    */
   ripe(added: number): boolean {
     const { length } = this;
-    if (length < 2 * this.#parsed) {
+    if (length < 2 * this.#parsed && length <= LONGEST_HEAD) {
       const end = this.bytes.indexOf('\r\n\r\n', Math.max(0, length - added - 3), 'latin1');
       if (end < 0 || end + 4 > length) return false;
     }
