@@ -273,14 +273,17 @@ export class Client implements WireUser, Timed {
     return true;
   }
 
-  /** The response begins. `untilClose`: it ends with the connection. */
-  answered(status: number, untilClose: boolean): void {
+  /**
+   * The response begins. `untilClose`: it ends with the connection. `takesBody`: the server goes on reading a request
+   * that is not complete yet.
+   */
+  answered(status: number, untilClose: boolean, takesBody: boolean): void {
     this.#status = status;
     this.#begun = true;
     this.#keptLength = 0;
     // The client was never told to go on: nobody knows whether its body comes (RFC 9110 10.1.1).
-    if (untilClose || (this.#body !== BODY_NONE && this.expecting) || this.#front.first.draining)
-      this.keep = false;
+    const cutShort = this.#body !== BODY_NONE && (this.expecting || !takesBody);
+    if (untilClose || cutShort || this.#front.first.draining) this.keep = false;
   }
 
   enterTunnel(): void {

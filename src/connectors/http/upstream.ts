@@ -240,7 +240,7 @@ export class Upstream implements WireUser, ChunkData {
     this.#left = body === BODY_LENGTH ? head.length : 0;
     this.#unframe = body === BODY_CHUNKED && client.minor === 0;
     this.reusable = body !== BODY_CLOSE && (head.minor === 1 ? !head.close : head.keepAlive && !head.close);
-    client.answered(status, body === BODY_CLOSE || this.#unframe);
+    client.answered(status, body === BODY_CLOSE || this.#unframe, this.reusable);
 
     const inline = body === BODY_LENGTH ? Math.min(this.#left, to - bodyAt, INLINE) : 0;
     slab.begin(bodyAt - from + CLOSE_LINE.length + KEEP_LINE.length + inline);

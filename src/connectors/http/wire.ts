@@ -96,9 +96,12 @@ export class SocketWire implements Wire {
     socket.on('drain', this.#drained);
     if (pushed) socket.on('data', this.#data);
     saveLastWords(socket, this.#data);
-    for (const bytes of this.#waiting) socket.write(bytes);
+    const waiting = this.#waiting;
     this.#waiting = [];
     this.#waitingBytes = 0;
+    for (const bytes of waiting) socket.write(bytes);
+    // Small writes that the kernel takes at once are followed by no 'drain'.
+    if (waiting.length > 0 && socket.writableLength === 0) this.#user.onDrain();
     if (this.#paused) socket.pause();
     else if (!pushed) socket.resume();
   }
