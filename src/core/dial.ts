@@ -20,16 +20,32 @@ export interface Dialled {
   readonly address: Address;
 }
 
+export interface DialOptions {
+  /** Node's: for a socket that reads into buffers of the caller. */
+  readonly onread?: OnReadOpts | undefined;
+  /**
+   * Whether an address that the name resolves to may be connected to: asked before, because a connection alone tells
+   * whether something listens there. CLIENT_REFUSED where none may.
+   */
+  readonly permits?: ((address: string) => boolean) | undefined;
+}
+
 /**
  * Connects to a host and port or a unix socket, trying every address of the name as RFC 8305 ("happy eyeballs")
- * says. Throws UPSTREAM_UNREACHABLE with the reason of each address, or the signal's reason. `onread`: Node's, for a
- * socket that reads into buffers of the caller.
+ * says. Throws UPSTREAM_UNREACHABLE with the reason of each address, or the signal's reason.
  */
-export async function dial(target: Address, signal: AbortSignal, onread?: OnReadOpts): Promise<Dialled> {
+export async function dial(
+  target: Address,
+  signal: AbortSignal,
+  { onread, permits }: DialOptions = {},
+): Promise<Dialled> {
   signal.throwIfAborted();
   if (target.kind === 'unix') return { socket: await connectTo(target, signal, onread), address: target };
-  const addresses = await resolve(target, signal);
+  const found = await resolve(target, signal);
   signal.throwIfAborted();
+  const addresses = permits ? found.filter((each) => each.kind === 'tcp' && permits(each.host)) : found;
+  if (addresses.length === 0)
+    throw new PosternError('CLIENT_REFUSED', `${target.host} has an address that no rule names`);
   return await race(target, addresses, signal, onread);
 }
 

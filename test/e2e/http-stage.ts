@@ -1,7 +1,10 @@
 import { createPrivateKey, createPublicKey, generateKeyPairSync } from 'node:crypto';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { once } from 'node:events';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { type ConnectionOptions, connect as connectTls, type TLSSocket } from 'node:tls';
 import { fileURLToPath } from 'node:url';
 
 import { issueLeaf, issueRoot, readIssuer } from '../../src/connectors/http/certificate.ts';
@@ -46,7 +49,6 @@ export class Papers implements AsyncDisposable {
 
   /** A certificate and key of a real server. */
   async leaf(host: string): Promise<Leaf> {
-    const { readFile } = await import('node:fs/promises');
     const issuer = readIssuer(
       await readFile(this.serversCa),
       await readFile(join(this.folder, `${this.#servers}.key`)),
@@ -121,4 +123,76 @@ export function clientEnvironment(port: number, ca?: string): Record<string, str
     NODE_USE_ENV_PROXY: '1',
     ...(ca && Object.fromEntries(trust.map((name) => [name, ca]))),
   };
+}
+
+/** A response as it came, read to the end of the connection or of its body. */
+export interface RawAnswer {
+  readonly status: number;
+  readonly head: string;
+  readonly body: string;
+}
+
+/** Reads one response with a Content-Length. */
+export async function readAnswer(socket: Socket): Promise<RawAnswer> {
+  let text = '';
+  const { promise, resolve, reject } = Promise.withResolvers<RawAnswer>();
+  const timer = setTimeout(
+    () => reject(new Error(`no whole response: ${JSON.stringify(text.slice(0, 500))}`)),
+    10_000,
+  );
+  const finish = (closed: boolean) => {
+    const end = text.indexOf('\r\n\r\n');
+    const head = text.slice(0, end);
+    const length = Number(/^content-length: (\d+)/im.exec(head)?.[1] ?? 0);
+    if (end >= 0 && text.length >= end + 4 + length)
+      resolve({ status: Number(head.slice(9, 12)), head, body: text.slice(end + 4) });
+    else if (closed) reject(new Error(`closed: ${JSON.stringify(text.slice(0, 500))}`));
+  };
+  const data = (chunk: Buffer) => {
+    text += chunk.toString('latin1');
+    finish(false);
+  };
+  const closed = () => finish(true);
+  socket.on('data', data).on('end', closed).on('close', closed).resume();
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(timer);
+    socket.off('data', data).off('end', closed).off('close', closed).pause();
+  }
+}
+
+/** A connection to a port of Postern; errors are seen as its end. */
+export async function open(port: number): Promise<Socket> {
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true });
+  await once(socket, 'connect');
+  socket.on('error', () => {});
+  return socket;
+}
+
+/** Asks for a tunnel. */
+export async function tunnel(
+  port: number,
+  authority: string,
+): Promise<{ readonly socket: Socket; readonly answer: RawAnswer }> {
+  const socket = await open(port);
+  socket.write(`CONNECT ${authority} HTTP/1.1\r\nHost: ${authority}\r\n\r\n`);
+  return { socket, answer: await readAnswer(socket) };
+}
+
+/** TLS through a tunnel. */
+export async function secured(socket: Socket, options: ConnectionOptions): Promise<TLSSocket> {
+  const secure = connectTls({ socket, ...options });
+  secure.on('error', () => {});
+  await once(secure, 'secureConnect');
+  return secure;
+}
+
+/** Waits until the other side has ended the connection, in whatever way. */
+export async function ended(socket: Socket): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  socket.on('end', resolve).on('close', resolve).resume();
+  if (socket.destroyed) resolve();
+  await promise;
+  socket.destroy();
 }

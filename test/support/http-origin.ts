@@ -112,7 +112,13 @@ export class HttpOrigin implements AsyncDisposable {
     else {
       // What a careless server would do with the credential is not for the tests to see.
       const { authorization: _, headers: _headers, rawHeaders: _raw, ...shown } = received;
-      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(shown));
+      {
+        const text = JSON.stringify(shown);
+        const length = Buffer.byteLength(text);
+        response
+          .writeHead(status, { 'content-type': 'application/json', 'content-length': length })
+          .end(text);
+      }
     }
   }
 

@@ -57,15 +57,12 @@ async function handshake(
   }
 }
 
-/** A tunnel that nobody looks into. `permits` is asked about the address of the server before anything is sent to it. */
+/** A tunnel that nobody looks into. `permits` is asked about the addresses of the server. */
 export function blindTunnel(target: Authority, permits: (address: string) => boolean): Tunnel {
   return async (socket, session) => {
     session.note({ connect: 'tunnelled', host: target.host });
     const upstream = await told(socket, session, async (signal) => {
-      const dialled = await dial({ kind: 'tcp', ...target }, signal);
-      if (dialled.address.kind === 'tcp' && permits(dialled.address.host)) return dialled.socket;
-      dialled.socket.destroy();
-      throw new PosternError('CLIENT_REFUSED', `${target.host} has a private address, and no rule names it`);
+      return (await dial({ kind: 'tcp', ...target }, signal, { permits })).socket;
     });
     socket.write(ESTABLISHED);
     await session.relay(socket, upstream);

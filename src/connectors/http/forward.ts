@@ -194,7 +194,9 @@ function hostCovers(wide: string, narrow: string): boolean {
 }
 
 function pathCovers(wide: readonly string[], narrow: readonly string[]): boolean {
-  return contain(wide, narrow, '**', (one, other) => contain([...one], [...other], '*', (x, y) => x === y));
+  return contain(wide, narrow, '**', (one, other) =>
+    contain(one.split(''), other.split(''), '*', (x, y) => x === y),
+  );
 }
 
 /** Whether the pattern `wide` has every text of `narrow`: the signs of that, its stars too, are taken as they are. */

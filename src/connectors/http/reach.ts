@@ -29,11 +29,10 @@ export async function reach(
     );
   using patience = new Deadline(connect, late, signal);
   const target = { kind: 'tcp', host: origin.host, port: origin.port } as const;
-  const { socket, address } = await dial(target, patience.signal, origin.tls ? undefined : onread);
-  if (origin.permits && address.kind === 'tcp' && !origin.permits(address.host)) {
-    socket.destroy();
-    throw new PosternError('CLIENT_REFUSED', `${origin.authority} has an address that no rule names`);
-  }
+  const { socket } = await dial(target, patience.signal, {
+    onread: origin.tls ? undefined : onread,
+    permits: origin.permits,
+  });
   if (!origin.tls) return socket;
   const serverName = settings.tls.serverName ?? origin.host;
   const wanted = { ...tls, serverName, alpn: 'http/1.1', alpnOptional: true };

@@ -16,8 +16,7 @@ export interface Origin {
   /** `https://authority`: equal for equal origins. */
   readonly key: string;
   /**
-   * Whether this address of the host may be talked to, for origins that a client chose; asked for the address that was
-   * reached, before anything is sent. undefined: any.
+   * Whether this address of the host may be connected to, for origins that a client chose. undefined: any.
    */
   readonly permits: ((address: string) => boolean) | undefined;
 }
