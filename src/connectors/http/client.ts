@@ -22,6 +22,7 @@ import {
 import { Held } from './held.ts';
 import { putTarget, roomForTarget } from './inject.ts';
 import type { Member } from './member.ts';
+import { pathEnd } from './path.ts';
 import { errorReply, refusal } from './replies.ts';
 import type { Front, Route } from './route.ts';
 import type { Signer } from './schemes/scheme.ts';
@@ -116,6 +117,9 @@ export class Client implements WireUser, Timed {
   #replayed = false;
   #again = false;
   #requests = 0;
+  /** What the log will say of the request under way, where it is to say something. */
+  #access: Access | undefined;
+  #upstreamKey = '';
   #fromClient = 0;
   #status = 0;
   #failure: PosternError | undefined;
@@ -198,7 +202,12 @@ export class Client implements WireUser, Timed {
     this.#phase = CLOSED;
     this.#abandon();
     clock.delete(this);
-    this.#session.note({ requests: this.#requests });
+    if (this.#access !== undefined)
+      this.#logAccess(this.#status === 101 ? '101' : (this.#failure?.code ?? 'CLIENT_CLOSED'));
+    this.#session.note({
+      requests: this.#requests,
+      ...(this.#upstreamKey && { upstream: this.#upstreamKey }),
+    });
     if (this.#failure) this.#settled.reject(this.#failure);
     else this.#settled.resolve();
   }
@@ -219,6 +228,7 @@ export class Client implements WireUser, Timed {
     if (this.#phase === CLOSED) return;
     this.#failure = error;
     this.#member.counters.failed(error.code);
+    if (this.#access !== undefined) this.#logAccess(error.code);
     const begun = this.#begun || this.#phase === TUNNEL;
     this.#abandon();
     if (begun) {
@@ -279,6 +289,7 @@ export class Client implements WireUser, Timed {
    */
   answered(status: number, untilClose: boolean, takesBody: boolean): void {
     this.#status = status;
+    if (this.#access !== undefined) this.#access.answered = performance.now();
     this.#begun = true;
     this.#keptLength = 0;
     // The client was never told to go on: nobody knows whether its body comes (RFC 9110 10.1.1).
@@ -320,6 +331,7 @@ export class Client implements WireUser, Timed {
     }
     this.#upstream = undefined;
     this.#generation = undefined;
+    if (this.#access !== undefined) this.#logAccess(String(this.#status));
     const { responses } = this.#member.counters;
     const digit = (this.#status / 100) | 0;
     responses[digit] = (responses[digit] as number) + 1;
@@ -427,6 +439,8 @@ export class Client implements WireUser, Timed {
     }
     const { member, origin } = route;
     this.#member = member;
+    this.#upstreamKey = origin.key;
+    if (member.settings.accessLog && this.#access === undefined) this.#noteAccess(bytes, route);
     // Another service of this listener has other fields of its own.
     if (member !== this.#front.first && parseRequest(bytes, from, to, head, member.names, MAX_HEAD) < 0) {
       this.refuse(refusal(400, head.reason));
@@ -570,6 +584,41 @@ export class Client implements WireUser, Timed {
     wire.put(signed.head, 0, signed.head.length);
     if (signed.body !== undefined && signed.body.length > 0) wire.put(signed.body, 0, signed.body.length);
     return signed.next;
+  }
+
+  /** The path without the query, which may hold what is nobody's business; no fields. */
+  #noteAccess(bytes: Buffer, { member, origin, targetAt }: Route): void {
+    this.#access = {
+      service: member.name,
+      method: bytes.toString('latin1', head.methodAt, head.methodEnd),
+      path: bytes.toString('latin1', targetAt, pathEnd(bytes, targetAt, head.targetEnd)) || '/',
+      upstream: origin.key,
+      began: performance.now(),
+      answered: 0,
+      fromClient: this.#fromClient,
+      fromUpstream: this.fromUpstream,
+    };
+  }
+
+  /** `outcome`: the status that the server answered with, or a code of docs/errors.md. */
+  #logAccess(outcome: string): void {
+    const access = this.#access as Access;
+    this.#access = undefined;
+    const { service, method, path, upstream, began, answered } = access;
+    this.#session.log.info(
+      {
+        ...(service !== this.#front.first.name && { member: service }),
+        method,
+        path,
+        upstream,
+        outcome,
+        ...(answered > 0 && { answeredMs: Math.round(answered - began) }),
+        durationMs: Math.round(performance.now() - began),
+        bytesFromClient: this.#fromClient - access.fromClient,
+        bytesFromUpstream: this.fromUpstream - access.fromUpstream,
+      },
+      'request',
+    );
   }
 
   /** Keeps a whole request, in case that it has to be sent once more. */
@@ -756,6 +805,19 @@ export class Client implements WireUser, Timed {
         return this.wire.destroy();
     }
   }
+}
+
+interface Access {
+  readonly service: string;
+  readonly method: string;
+  readonly path: string;
+  readonly upstream: string;
+  /** Of performance.now(). */
+  readonly began: number;
+  /** 0: not yet. */
+  answered: number;
+  readonly fromClient: number;
+  readonly fromUpstream: number;
 }
 
 const nothing = Buffer.alloc(0);

@@ -11,7 +11,7 @@ import { errorReply } from './replies.ts';
 import { type Reverse, ReverseFront } from './reverse.ts';
 import { review } from './review.ts';
 import type { Front, Origin } from './route.ts';
-import { type Forward, frontOf, type Intercept, takePart } from './router.ts';
+import { type Forward, type Intercept, ListenerFront, takePart } from './router.ts';
 import { Matcher } from './rules.ts';
 import { openScheme, type Scheme } from './schemes/index.ts';
 import { openMember } from './service.ts';
@@ -66,12 +66,10 @@ export function openHttp(about: HttpService, service: ServiceContext): Protocol 
   if (about.engine.reads === 'auto') void tryTakingOver();
   const member = openMember(service, about.engine, about.scheme);
   const reverse = about.reverse && new ReverseFront(member, about.reverse);
-  let front: Front;
+  const front = new ListenerFront(member);
   const protocol: Protocol = {
     serve: (session) => serve(session, front),
-    join: (members) => {
-      front = frontOf(members, member);
-    },
+    join: (members) => front.share(members),
     probe: (probe) => tryOut(probe, member, reverse ? [reverse.origin] : about.origins),
     drain: () => {
       member.draining = true;
@@ -80,7 +78,7 @@ export function openHttp(about: HttpService, service: ServiceContext): Protocol 
     counters: () => member.counters,
   };
   takePart(protocol, { member, reverse, forward: about.forward, intercept: about.intercept });
-  front = frontOf([protocol], member);
+  front.share([protocol]);
   return protocol;
 }
 
@@ -104,6 +102,7 @@ async function serveTls(session: Session, front: Front): Promise<void> {
     if (!session.client.destroyed) session.client.end(errorReply(error, session.id));
     throw error;
   }
+  session.note({ clientTls: true });
   const client = new Client(front, session);
   client.wire.attach(socket, true);
   await client.done;

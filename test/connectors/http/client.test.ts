@@ -285,6 +285,41 @@ describe('a client of the HTTP plane', () => {
   });
 });
 
+describe('the access log of an HTTP service', () => {
+  const requests = (log: string) =>
+    log
+      .split('\n')
+      .filter((line) => line.includes('"msg":"request"'))
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+
+  it('has a line for each request, without its query and its fields, and none unless it is wanted', async () => {
+    await using origin = await Origin.start(({ head }) =>
+      head.includes('/ok') ? ok('abc') : 'nonsense\r\n\r\n',
+    );
+    for (const accessLog of [true, false]) {
+      await using served = await inFrontOf(origin, { accessLog });
+      const client = await served.connect();
+      client.send(get('/ok/a?token=hidden', 'Cookie: hidden'));
+      await readResponse(client);
+      client.send(get('/bad'));
+      await client.rest();
+      client.end();
+      await served.ended();
+      const lines = requests(served.log);
+      assert.deepEqual(
+        lines.map(({ method, path, outcome, member }) => [method, path, outcome, member]),
+        accessLog
+          ? [
+              ['GET', '/ok/a', '200', undefined],
+              ['GET', '/bad', 'UPSTREAM_PROTOCOL', undefined],
+            ]
+          : [],
+      );
+      assert.ok(!served.log.includes('hidden'));
+    }
+  });
+});
+
 describe('timeouts of a client of the HTTP plane', () => {
   const silence = 300;
 
