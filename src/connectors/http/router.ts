@@ -53,50 +53,53 @@ export interface Intercept {
   readonly unmatched: 'refuse' | 'tunnel';
 }
 
-const known = new WeakMap<Protocol, Participant>();
-
-/** Has a service take part in what `frontOf` makes of a listener. */
-export function takePart(protocol: Protocol, participant: Participant): void {
-  known.set(protocol, participant);
+interface Known extends Omit<Participant, 'forward'> {
+  readonly forward: Forwarding | undefined;
 }
 
-/** Shares a listener out among its services: a request goes to the first whose rules have it, and nowhere else. */
-export function frontOf(services: readonly Protocol[], first: Member): Front {
-  const participants = services.flatMap((service) => known.get(service) ?? []);
-  const forward = participants.flatMap((participant): Forwarding[] =>
-    participant.forward ? [new Forwarding(participant.member, participant.forward)] : [],
-  );
-  const reverse = participants.find((participant) => participant.reverse)?.reverse;
-  if (forward.length === 0 && reverse) return reverse;
-  const intercept = participants.find((participant) => participant.intercept)?.intercept;
-  return new ListenerFront(first, reverse, forward, intercept);
+const known = new WeakMap<Protocol, Known>();
+
+/** Has a service take part in what its listener serves. */
+export function takePart(protocol: Protocol, participant: Participant): void {
+  const { member, forward } = participant;
+  known.set(protocol, { ...participant, forward: forward && new Forwarding(member, forward) });
 }
 
 const target = new Target();
 
-/** The clients of a listener with forward services. */
-class ListenerFront implements Front {
+/**
+ * Shares a listener out among its services: a request goes to the first whose rules have it, and nowhere else. Stays with
+ * the connections that were made through it while a reload changes the services: what a rule no longer allows, no
+ * connection that is still open does.
+ */
+export class ListenerFront implements Front {
   readonly first: Member;
-  readonly connect: NonNullable<Front['connect']>;
-  readonly #reverse: Front | undefined;
-  readonly #forward: readonly Forwarding[];
+  #reverse: Front | undefined;
+  #forward: readonly Forwarding[] = [];
+  #intercept: Intercept | undefined;
 
-  constructor(
-    first: Member,
-    reverse: Front | undefined,
-    forward: readonly Forwarding[],
-    intercept: Intercept | undefined,
-  ) {
+  constructor(first: Member) {
     this.first = first;
-    this.#reverse = reverse;
-    this.#forward = forward;
-    this.connect = (authority) => this.#connect(authority, intercept);
+  }
+
+  /** From now on these are the services, in the order of the configuration. */
+  share(services: readonly Protocol[]): void {
+    const members = services.flatMap((service) => known.get(service) ?? []);
+    this.#forward = members.flatMap(({ forward }) => forward ?? []);
+    this.#reverse = members.find(({ reverse }) => reverse)?.reverse;
+    this.#intercept = members.find(({ intercept }) => intercept)?.intercept;
+  }
+
+  get forward(): readonly Forwarding[] {
+    return this.#forward;
   }
 
   route(bytes: Buffer, head: Head): Route {
+    const reverse = this.#reverse;
+    if (reverse && this.#forward.length === 0) return reverse.route(bytes, head);
     readTarget(bytes, head, target);
     if (target.form !== FORM_ABSOLUTE) {
-      if (this.#reverse) return this.#reverse.route(bytes, head);
+      if (reverse) return reverse.route(bytes, head);
       throw refusal(
         400,
         'this listener is a forward proxy: give its address to your client as http_proxy, and ask for a whole URL (http://host/path)',
@@ -107,15 +110,18 @@ class ListenerFront implements Front {
     return choose(this.#forward, bytes, head, pathAt, { tls, ...authority, authority: written });
   }
 
+  connect(text: string): Tunnel {
+    if (this.#forward.length === 0) throw refusal(501, 'CONNECT is not served here');
+    return this.#connect(text, this.#intercept);
+  }
+
   #connect(text: string, intercept: Intercept | undefined): Tunnel {
     const authority = parseAuthority(text, 0);
     if (!authority || authority.port === 0)
       throw refusal(400, 'CONNECT needs a target of the form host:port');
     const asked = { tls: true, ...authority, authority: authorityOf(true, authority) };
-    const inside = this.#forward.filter(({ rules }) => rules.reaches(asked) !== undefined);
-    if (inside.length > 0) {
-      if (intercept)
-        return interception(authority, intercept.authority, new TunnelFront(this.first, asked, inside));
+    if (this.#forward.some(({ rules }) => rules.reaches(asked) !== undefined)) {
+      if (intercept) return interception(authority, intercept.authority, new TunnelFront(this, asked));
       throw refusal(
         501,
         'a rule names this host, and without `intercept:` in its settings no credential gets into a tunnel: ask the proxy for the http:// URL',
@@ -131,13 +137,13 @@ class ListenerFront implements Front {
 /** The requests that come out of an intercepted tunnel: all of them are for the one server that the tunnel was to. */
 class TunnelFront implements Front {
   readonly first: Member;
+  readonly #listener: ListenerFront;
   readonly #asked: Asked;
-  readonly #forward: readonly Forwarding[];
 
-  constructor(first: Member, asked: Asked, forward: readonly Forwarding[]) {
-    this.first = first;
+  constructor(listener: ListenerFront, asked: Asked) {
+    this.first = listener.first;
+    this.#listener = listener;
     this.#asked = asked;
-    this.#forward = forward;
   }
 
   route(bytes: Buffer, head: Head): Route {
@@ -153,7 +159,7 @@ class TunnelFront implements Front {
     )
       throw refusal(421, 'the request is for another server than the tunnel');
     if (!absolute && target.form !== FORM_ORIGIN) throw refusal(403, 'no rule has a target like this');
-    return choose(this.#forward, bytes, head, target.pathAt, this.#asked);
+    return choose(this.#listener.forward, bytes, head, target.pathAt, this.#asked);
   }
 }
 
