@@ -109,14 +109,15 @@ export class Stage implements AsyncDisposable {
     this.port = postern.port('api');
   }
 
-  static async start(config: Readonly<Record<string, unknown>> = {}): Promise<Stage> {
+  /** `prefix`: the path of the base URL; all else are settings of the service. */
+  static async start({ prefix = '', ...config }: Readonly<Record<string, unknown>> = {}): Promise<Stage> {
     const origin = await RecordingOrigin.start();
     const service = {
       connector: 'http',
       listenOn: 'tcp://127.0.0.1:0',
       credentials: { token: { from: 'env', get: 'TOKEN' } },
       config: {
-        upstream: `http://127.0.0.1:${origin.port}`,
+        upstream: `http://127.0.0.1:${origin.port}${String(prefix)}`,
         allowPlainHttp: true,
         authenticate: { bearer: 'token' },
         ...config,
