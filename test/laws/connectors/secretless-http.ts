@@ -6,6 +6,8 @@ import type { Driver } from '../connectors.test.ts';
 import { http } from './http.ts';
 import { serve } from './postgres.ts';
 
+const upgrade = 'HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n';
+
 /** Where the last upstream is: the server of a forward proxy is named by its client. */
 let port = 0;
 
@@ -27,7 +29,7 @@ function forward({ credentials, config, fields = '', isFrom }: Kind): Driver {
       port = upstream.port;
       return {
         authenticateURLsMatching: '^http://127\\.0\\.0\\.1(:[0-9]+)?/api/',
-        timeouts: { response: '150ms' },
+        timeouts: { response: '400ms' },
         ...config,
       };
     },
@@ -38,7 +40,7 @@ function forward({ credentials, config, fields = '', isFrom }: Kind): Driver {
           const head = await readHead(server);
           assert.match(head, /^GET \/api\/chat(\?\S*)? HTTP\/1\.1\r\n/);
           assert.ok(isFrom(password, head), head);
-          server.send(http.firstFromUpstream);
+          server.send(Buffer.from(upgrade));
           server.socket.on('data', (chunk: Buffer) => server.socket.write(chunk));
           const early = server.received;
           if (early.length > 0) server.send(early);
@@ -46,7 +48,7 @@ function forward({ credentials, config, fields = '', isFrom }: Kind): Driver {
     },
     get hello() {
       return Buffer.from(
-        `GET http://127.0.0.1:${port}/api/chat HTTP/1.1\r\nHost: 127.0.0.1:${port}\r\n${fields}Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n`,
+        `GET http://127.0.0.1:${port}/api/chat HTTP/1.1\r\nHost: 127.0.0.1:${port}\r\n${fields}Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n`,
       );
     },
     longestFromClient: http.longestFromClient.map((bytes) =>
@@ -63,6 +65,9 @@ async function readHead(server: Pick<Peer, 'read'>): Promise<string> {
   return head;
 }
 
+/** As a head has it that was read byte by byte: the password is no ASCII. */
+const bytesOf = (text: string) => Buffer.from(text).toString('latin1');
+const base64 = (text: string) => Buffer.from(text).toString('base64');
 const has = (line: string) => (_password: string, head: string) => head.includes(`\r\n${line}\r\n`);
 
 /** The key of AWS's signatures for what `aws` signs below, and the signature that the server got. */
@@ -88,11 +93,11 @@ function isSignedWith(password: string, head: string): boolean {
 export const secretlessHttp: Readonly<Record<string, Driver>> = {
   basic_auth: forward({
     credentials: (password) => ({ username: 'ann', password }),
-    isFrom: (password, head) => has(`Authorization: Basic ${btoa(`ann:${password}`)}`)(password, head),
+    isFrom: (password, head) => has(`Authorization: Basic ${base64(`ann:${password}`)}`)(password, head),
   }),
   conjur: forward({
     credentials: (password) => ({ accessToken: password }),
-    isFrom: (password, head) => has(`Authorization: Token token="${btoa(password)}"`)(password, head),
+    isFrom: (password, head) => has(`Authorization: Token token="${base64(password)}"`)(password, head),
   }),
   aws: forward({
     credentials: (password) => ({ accessKeyId: 'AKID', secretAccessKey: password }),
@@ -103,7 +108,7 @@ export const secretlessHttp: Readonly<Record<string, Driver>> = {
     credentials: (password) => ({ password }),
     config: { headers: { 'X-Key': 'key {{ .password }}' }, queryParams: { key: '{{ .password }}' } },
     isFrom: (password, head) =>
-      has(`X-Key: key ${password}`)(password, head) &&
+      has(`X-Key: key ${bytesOf(password)}`)(password, head) &&
       head.includes(`/api/chat?key=${encodeURIComponent(password)} `),
   }),
 };
