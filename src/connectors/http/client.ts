@@ -23,6 +23,7 @@ import { Held } from './held.ts';
 import { putTarget, roomForTarget } from './inject.ts';
 import type { Member } from './member.ts';
 import { pathEnd } from './path.ts';
+import type { Pool } from './pool.ts';
 import { errorReply, refusal } from './replies.ts';
 import type { Front, Route } from './route.ts';
 import type { Signer } from './schemes/scheme.ts';
@@ -93,6 +94,7 @@ export class Client implements WireUser, Timed {
   #generation: Generation | undefined;
   /** Was fetched for the request that waits, in case that it is not kept. */
   #lent: Generation | undefined;
+  #waitsIn: Pool | undefined;
   /** The wait for a credential. */
   #patience: Deadline | undefined;
   #body = BODY_NONE;
@@ -217,10 +219,12 @@ export class Client implements WireUser, Timed {
     else if (this.#phase === IDLE && this.#front.first.draining) this.#close();
   }
 
-  /** There is a connection, or the pool is gone: try again. */
-  proceed(): void {
-    if (this.#phase !== WAITING) return;
+  /** There is a connection, or the pool is gone: try again. Returns whether anybody still waits here. */
+  proceed(): boolean {
+    if (this.#phase !== WAITING) return false;
+    this.#waitsIn = undefined;
     this.#goOn();
+    return true;
   }
 
   /** Answers the request under way, or the next one, with an error, and ends the connection. */
@@ -461,7 +465,7 @@ export class Client implements WireUser, Timed {
     const pool = generation.poolOf(origin);
     const upstream = this.#fresh ? pool.takeFresh(this) : pool.take(this);
     if (upstream === undefined) {
-      this.#awaitPlace(pool.wait(this), bytes, from, to);
+      this.#awaitPlace(pool, bytes, from, to);
       return to;
     }
     this.#lent = undefined;
@@ -710,10 +714,11 @@ export class Client implements WireUser, Timed {
     if (this.#phase !== CLOSED) then();
   }
 
-  #awaitPlace(mayWait: boolean, bytes: Buffer, from: number, to: number): void {
+  #awaitPlace(pool: Pool, bytes: Buffer, from: number, to: number): void {
     this.#wait(bytes, from, to);
     this.#due = clock.now + this.#member.loginTimeout;
-    if (!mayWait) this.refuse(new PosternError('LIMIT_REACHED', 'too many requests wait for a connection'));
+    if (pool.wait(this)) this.#waitsIn = pool;
+    else this.refuse(new PosternError('LIMIT_REACHED', 'too many requests wait for a connection'));
   }
 
   #wait(bytes: Buffer, from: number, to: number): void {
@@ -762,6 +767,8 @@ export class Client implements WireUser, Timed {
     upstream?.destroy();
     this.#generation = undefined;
     this.#lent = undefined;
+    this.#waitsIn?.leave(this);
+    this.#waitsIn = undefined;
     const patience = this.#patience;
     this.#patience = undefined;
     patience?.abort(gone);

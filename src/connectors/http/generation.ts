@@ -7,6 +7,8 @@ import { slab } from './slab.ts';
 
 /** What of a credential is looked for in responses has at least this many bytes: less is found by chance. */
 const SHORTEST_NEEDLE = 8;
+/** Where a rule allows many hosts, a client could have a pool made for each of them. */
+const MOST_POOLS = 256;
 
 /** All that belongs to one generation of a service's credentials: what goes into requests, and the connections they went over. */
 export class Generation implements Disposable {
@@ -38,11 +40,25 @@ export class Generation implements Disposable {
     if (last !== undefined && last.origin === origin) return last;
     let pool = this.#pools.get(origin.key);
     if (pool === undefined) {
+      if (this.#pools.size >= MOST_POOLS)
+        for (const [key, each] of this.#pools) if (each.unused) this.#pools.delete(key);
       pool = new Pool(this, origin);
       this.#pools.set(origin.key, pool);
     }
     this.#last = pool;
     return pool;
+  }
+
+  /**
+   * Takes the connections of the one before it over, where its credentials are the very same: they were fetched again and
+   * had not changed, so it is the same generation under another name.
+   */
+  adopt(previous: Generation): void {
+    if (!sameInjection(this.injection, previous.injection) || !sameTls(this.tls, previous.tls)) return;
+    this.#pools = previous.#pools;
+    previous.#pools = new Map();
+    previous.#last = undefined;
+    for (const pool of this.#pools.values()) pool.generation = this;
   }
 
   [Symbol.dispose](): void {
@@ -55,6 +71,19 @@ export class Generation implements Disposable {
     for (const pool of pools) pool.close();
     slab.wipe();
   }
+}
+
+function sameInjection(a: Injection, b: Injection): boolean {
+  // What a signer knows cannot be seen from here.
+  if (a.signer || b.signer) return false;
+  return a.headers.equals(b.headers) && a.query.equals(b.query);
+}
+
+function sameTls(a: UpstreamTls, b: UpstreamTls): boolean {
+  return (['ca', 'cert', 'key', 'passphrase'] as const).every((part) => {
+    const [one, other] = [a[part], b[part]];
+    return one && other ? one.equals(other) : one === other;
+  });
 }
 
 /**

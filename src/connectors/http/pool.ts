@@ -6,7 +6,8 @@ import { Upstream } from './upstream.ts';
 
 /** The connections to one origin with one generation of one service's credentials. They are never shared beyond that. */
 export class Pool implements Timed {
-  readonly generation: Generation;
+  /** Changes when the same credentials were fetched again. */
+  generation: Generation;
   readonly origin: Origin;
   /** TLS session of the last handshake: the next one is shorter with it. */
   tlsSession: Buffer | undefined;
@@ -39,6 +40,11 @@ export class Pool implements Timed {
     const upstream = this.#connect();
     upstream.client = client;
     return upstream;
+  }
+
+  /** Whether there are neither connections nor requests that wait for one. */
+  get unused(): boolean {
+    return this.#open === 0 && this.#waiting.size === 0;
   }
 
   /** `client.proceed()` is called when there is a connection. Returns false when too many wait already. */
@@ -104,8 +110,7 @@ export class Pool implements Timed {
   #next(): void {
     for (const client of this.#waiting) {
       this.#waiting.delete(client);
-      client.proceed();
-      return;
+      if (client.proceed()) return;
     }
   }
 }

@@ -36,7 +36,9 @@ async function generate(
 ): Promise<Preparation<Generation>> {
   const tls = await tlsOf(member.settings, credentials);
   const { value, expiresAt } = await member.scheme.prepare(credentials, signal, previous?.injection);
-  return { value: new Generation(member, value, tls), expiresAt };
+  const generation = new Generation(member, value, tls);
+  if (previous) generation.adopt(previous);
+  return { value: generation, expiresAt };
 }
 
 /** Reads what TLS towards the servers needs, the client's key among it: the caller wipes that. Throws UPSTREAM_TLS. */

@@ -5,8 +5,17 @@ import type { AddressInfo, Socket } from 'node:net';
 import { describe, it } from 'node:test';
 import { createServer, type TLSSocket } from 'node:tls';
 
+import type { ServiceContext } from '../../../src/connectors/connector.ts';
+import type { Generation } from '../../../src/connectors/http/generation.ts';
+import { originOf } from '../../../src/connectors/http/route.ts';
+import { openScheme } from '../../../src/connectors/http/schemes/index.ts';
+import { openMember } from '../../../src/connectors/http/service.ts';
+import { settings } from '../../../src/connectors/http/settings.ts';
+import { Credentials } from '../../../src/core/credentials.ts';
+import type { Prepare } from '../../../src/core/prepared.ts';
+import { Secret } from '../../../src/core/secret.ts';
 import { certificates, type Leaf } from '../../support/servers.ts';
-import { until } from '../../support/session.ts';
+import { serviceContext, until } from '../../support/session.ts';
 import { get, inFrontOf, Origin, ok, readResponse } from './origin.ts';
 
 const failed = (text: string) => [
@@ -104,6 +113,35 @@ describe('the connections to a server', () => {
       await served.ended();
     }
     await until('all connections to be closed', () => origin.open === 0);
+  });
+});
+
+describe('the connections of a generation of credentials', () => {
+  it('go over to the next one when the credentials are the very same, and to no other', async () => {
+    await using origin = await Origin.start(() => ok(''));
+    let make: Prepare<Generation> | undefined;
+    const context = serviceContext(((given: Prepare<Generation>) => {
+      make = given;
+      return undefined;
+    }) as unknown as ServiceContext['prepare']);
+    const engine = settings.parse({ upstream: 'http://localhost' });
+    openMember(context, engine, openScheme({ bearer: 'token' }, { name: 'test' }));
+    const generation = async (token: string, previous?: Generation) => {
+      const credentials = new Credentials(new Map([['token', new Secret(Buffer.from(token))]]));
+      const made = await make?.(credentials, AbortSignal.timeout(1000), previous);
+      assert.ok(made);
+      previous?.[Symbol.dispose]();
+      return made.value;
+    };
+    const target = originOf(false, '127.0.0.1', origin.port);
+    const first = await generation('the-same-token');
+    const pool = first.poolOf(target);
+    const again = await generation('the-same-token', first);
+    assert.equal(again.poolOf(target), pool);
+    assert.equal(pool.generation, again);
+    const other = await generation('another-token', again);
+    assert.notEqual(other.poolOf(target), pool);
+    other[Symbol.dispose]();
   });
 });
 
