@@ -4,7 +4,7 @@ import type { TLSSocket } from 'node:tls';
 import { dial } from '../../core/dial.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { Session } from '../../core/session.ts';
-import { endLingering } from '../../core/socket.ts';
+import { endLingering, readExactly } from '../../core/socket.ts';
 import { acceptTls } from '../../core/tls.ts';
 import { attachAccepted } from './accelerator.ts';
 import type { AuthoritySource } from './authority.ts';
@@ -22,35 +22,50 @@ const ESTABLISHED = Buffer.from('HTTP/1.1 200 Connection established\r\n\r\n');
 /** Owns the client's socket, with what came behind the head still in it. */
 export type Tunnel = (socket: Socket, session: Session) => Promise<void>;
 
-/** A tunnel that ends here: `inside` serves the requests that come out of it. */
-export function interception(target: Authority, source: AuthoritySource, inside: Front): Tunnel {
+/** The first byte of TLS: a record of the handshake. No request begins with it. */
+const HANDSHAKE = 0x16;
+
+/** Who serves the requests that come out of a tunnel. */
+export interface Inside {
+  /** Those under TLS, with a certificate of this authority. */
+  readonly secure: { readonly source: AuthoritySource; readonly front: Front } | undefined;
+  /** Those in clear: some clients (Node's fetch) ask for a tunnel also for an http:// URL. */
+  readonly plain: Front | undefined;
+}
+
+/** A tunnel that ends here. */
+export function interception(target: Authority, { secure, plain }: Inside): Tunnel {
   return async (socket, session) => {
     session.note({ connect: 'intercepted', host: target.host });
-    const secure = await told(socket, session, async (signal) => {
+    const tunnel = await told(socket, session, async (signal) => {
       // Before the client is told to go on: without a certificate there is nothing to go on with.
-      const authority = source.current ?? (await source.get(signal));
-      const context = authority.contextFor(target.host);
+      const authority = secure && (secure.source.current ?? (await secure.source.get(signal)));
+      const context = authority?.contextFor(target.host);
       socket.write(ESTABLISHED);
-      return await handshake(socket, context, signal);
+      const [first = 0] = await within(socket, readExactly(socket, 'client', 1, signal));
+      socket.unshift(Buffer.of(first));
+      if (first !== HANDSHAKE) return socket;
+      if (context) return await within(socket, acceptTls(socket, context, 'http/1.1', signal));
+      socket.destroy();
+      throw refusal(403, 'no rule has an https:// URL of this server');
     });
+    const { servername } = tunnel as Partial<TLSSocket>;
     // A client that means one server and names another would have its request checked by the wrong rules.
-    if (secure.servername && secure.servername.toLowerCase() !== target.host)
-      throw tell(secure, session, refusal(421, 'the name in the TLS handshake is not that of the tunnel'));
-    session.note({ clientTls: true });
-    const client = new Client(inside, session, true);
-    attachAccepted(client.wire, secure, 'data');
+    if (servername && servername.toLowerCase() !== target.host)
+      throw tell(tunnel, session, refusal(421, 'the name in the TLS handshake is not that of the tunnel'));
+    const front = tunnel === socket ? plain : secure?.front;
+    if (!front) throw tell(tunnel, session, refusal(403, 'no rule has an http:// URL of this server'));
+    if (tunnel !== socket) session.note({ clientTls: true });
+    const client = new Client(front, session, true);
+    attachAccepted(client.wire, tunnel, 'data');
     await client.done;
   };
 }
 
-/** Once it has begun, a failure of the handshake cannot be told: there is no HTTP to tell it in. */
-async function handshake(
-  socket: Socket,
-  context: Parameters<typeof acceptTls>[1],
-  signal: AbortSignal,
-): Promise<TLSSocket> {
+/** Once it has begun, a failure cannot be told: what comes next is not yet HTTP. */
+async function within<T>(socket: Socket, step: Promise<T>): Promise<T> {
   try {
-    return await acceptTls(socket, context, 'http/1.1', signal);
+    return await step;
   } catch (thrown) {
     socket.destroy();
     throw thrown;

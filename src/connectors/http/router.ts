@@ -119,14 +119,21 @@ export class ListenerFront implements Front {
     const authority = parseAuthority(text, 0);
     if (!authority || authority.port === 0)
       throw refusal(400, 'CONNECT needs a target of the form host:port');
-    const asked = { tls: true, ...authority, authority: authorityOf(true, authority) };
-    if (this.#forward.some(({ rules }) => rules.reaches(asked) !== undefined)) {
-      if (intercept) return interception(authority, intercept.authority, new TunnelFront(this, asked));
+    const [secure, plain] = [true, false].map((tls) => {
+      const asked = { tls, ...authority, authority: authorityOf(tls, authority) };
+      const reached = this.#forward.some(({ rules }) => rules.reaches(asked) !== undefined);
+      return reached ? new TunnelFront(this, asked) : undefined;
+    });
+    if (secure && !intercept && !plain)
       throw refusal(
         501,
         'a rule names this host, and without `intercept:` in its settings no credential gets into a tunnel: ask the proxy for the http:// URL',
       );
-    }
+    if (secure || plain)
+      return interception(authority, {
+        secure: secure && intercept && { source: intercept.authority, front: secure },
+        plain,
+      });
     const permits = (address: string) => mayReach(address, authority.host, 'by pattern');
     if (intercept?.unmatched !== 'tunnel' || localityOfHost(authority.host) !== undefined)
       throw nobody(this.#forward, `CONNECT to ${authority.host}`);
@@ -149,10 +156,12 @@ class TunnelFront implements Front {
   route(bytes: Buffer, head: Head): Route {
     readTarget(bytes, head, target);
     const absolute = target.form === FORM_ABSOLUTE;
-    const said = absolute ? target.authority : authorityIn(bytes, head.hostAt, head.hostEnd, 443);
+    const said = absolute
+      ? target.authority
+      : authorityIn(bytes, head.hostAt, head.hostEnd, this.#asked.tls ? 443 : 80);
     // Whatever the client was led to believe about its target, the rules of one server hold for that server alone.
     if (
-      (absolute && !target.tls) ||
+      (absolute && target.tls !== this.#asked.tls) ||
       !said ||
       said.host !== this.#asked.host ||
       said.port !== this.#asked.port

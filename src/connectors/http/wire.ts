@@ -190,7 +190,7 @@ export class SocketWire implements Wire {
     wired.off('close', this.#closed);
     wired.off('drain', this.#drained);
     wired.off('data', this.#data);
-    const socket = takenOver.has(wired) ? takeOver(wired) : wired;
+    const socket = takenOver.has(wired) ? handBack(wired) : wired;
     if (unread.length > 0) socket.unshift(unread);
     return socket;
   }
@@ -258,4 +258,17 @@ export function takeOver(socket: Socket, onread?: SocketWire['onread']): Socket 
   taken.once('close', () => socket.destroy());
   socket.once('close', () => taken.destroy());
   return taken;
+}
+
+/**
+ * An ordinary socket again in place of one that was taken over. Its handle goes on reading into a buffer that it is given,
+ * which cannot be taken back, so what comes is copied from there into the stream.
+ */
+function handBack(socket: Socket): Socket {
+  const buffer = Buffer.allocUnsafeSlow(MESSAGE_READ);
+  const back = takeOver(socket, {
+    buffer: () => buffer,
+    callback: (length, bytes) => back.push(Buffer.from(bytes.subarray(0, length))),
+  });
+  return back;
 }

@@ -40,8 +40,9 @@ const libraries: Readonly<Record<string, (call: Call) => Promise<Answer>>> = {
     };
   },
   undici: async ({ method, body, headers }) => {
-    const ca = readFileSync(process.env['NODE_EXTRA_CA_CERTS'] ?? '');
-    const dispatcher = new EnvHttpProxyAgent({ requestTls: { ca }, connect: { ca } });
+    const file = process.env['NODE_EXTRA_CA_CERTS'];
+    const tls = file === undefined ? {} : { ca: readFileSync(file) };
+    const dispatcher = new EnvHttpProxyAgent({ requestTls: tls, connect: tls });
     const answer = await request(url, {
       method,
       headers,
