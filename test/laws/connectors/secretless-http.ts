@@ -29,7 +29,7 @@ function forward({ credentials, config, fields = '', isFrom }: Kind): Driver {
       port = upstream.port;
       return {
         authenticateURLsMatching: '^http://127\\.0\\.0\\.1(:[0-9]+)?/api/',
-        timeouts: { response: '400ms' },
+        timeouts: { response: '1s' },
         ...config,
       };
     },
