@@ -15,6 +15,9 @@ export const HIGH_WATER = 256 * 1024;
 /** As much of a body as goes into one write with its head. */
 export const INLINE = 64 * 1024;
 
+/** Responses of the kind 1xx that one request may have. */
+const MOST_INTERIMS = 256;
+
 const CLOSE_LINE = Buffer.from('Connection: close\r\n');
 const KEEP_LINE = Buffer.from('Connection: keep-alive\r\n');
 /** What both sides are told of a WebSocket: our own spelling of what they said (RFC 6455). */
@@ -39,6 +42,10 @@ export class Upstream implements WireUser, ChunkData {
   /** Bytes of a response have come. */
   heard = false;
   #inBody = false;
+  /** The response is complete, while the client may still be sending the request. */
+  #answered = false;
+  /** Responses of the kind 1xx that have come. */
+  #interims = 0;
   #body = BODY_NONE;
   #left = 0;
   readonly #chunks = new Chunks();
@@ -92,6 +99,8 @@ export class Upstream implements WireUser, ChunkData {
     this.reusable = true;
     this.heard = false;
     this.#inBody = false;
+    this.#answered = false;
+    this.#interims = 0;
   }
 
   /** The client can take more. */
@@ -114,6 +123,10 @@ export class Upstream implements WireUser, ChunkData {
     // Nobody asked: what came could be taken for the answer to the next request.
     if (client === undefined || this.#gone) {
       this.destroy();
+      return;
+    }
+    if (this.#answered) {
+      this.#over(client);
       return;
     }
     this.heard = true;
@@ -143,6 +156,7 @@ export class Upstream implements WireUser, ChunkData {
     const { client } = this;
     if (client === undefined) this.destroy();
     else if (client.inTunnel) client.wire.end();
+    else if (this.#answered) this.#over(client);
     else if (this.#inBody && this.#body === BODY_CLOSE) {
       this.reusable = false;
       this.#done(client, false);
@@ -157,6 +171,7 @@ export class Upstream implements WireUser, ChunkData {
     if (this.#gone) return;
     const { client } = this;
     if (client === undefined) this.destroy();
+    else if (this.#answered) this.#over(client);
     else this.#lost(client);
   }
 
@@ -272,12 +287,17 @@ export class Upstream implements WireUser, ChunkData {
       this.#fail(garbled(switching ? '101 that nobody asked for' : '1xx with a body'));
       return -1;
     }
+    if (++this.#interims > MOST_INTERIMS) {
+      this.#fail(garbled('too many responses of the kind 1xx'));
+      return -1;
+    }
     if (head.status === 100) client.expecting = false;
     // RFC 9110 15.2: HTTP/1.0 has no 1xx.
     if (client.minor === 0) return bodyAt;
     slab.begin(bodyAt - from + UPGRADE_LINES.length);
     this.#putHead(bytes, from, bodyAt, switching ? UPGRADE_LINES : undefined);
     client.sendSlab();
+    this.#flow(client);
     if (!switching) return bodyAt;
     this.reusable = false;
     client.enterTunnel();
@@ -350,6 +370,16 @@ export class Upstream implements WireUser, ChunkData {
     // Bytes behind the response would be taken for the answer to the next request.
     if (surplus) this.reusable = false;
     this.resume();
+    this.#answered = true;
+    client.finish();
+  }
+
+  /**
+   * The server has answered before it had the whole request, and now it closes, or says more, which nobody asked for and a
+   * client would take for the answer to its next request. The client has all it will get.
+   */
+  #over(client: Client): void {
+    this.reusable = false;
     client.finish();
   }
 

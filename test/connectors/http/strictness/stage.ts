@@ -27,7 +27,8 @@ export class RecordingOrigin implements AsyncDisposable {
   /** What is answered: the bytes of a response, or nothing yet. */
   respond: (request: Recorded, socket: Socket) => string | undefined = () => plain;
   readonly #server: Server;
-  readonly #sockets = new Set<Socket>();
+  /** Open connections, the oldest first. */
+  readonly sockets = new Set<Socket>();
 
   private constructor(server: Server) {
     this.#server = server;
@@ -51,12 +52,12 @@ export class RecordingOrigin implements AsyncDisposable {
     this.requests.length = 0;
     this.connections.length = 0;
     this.respond = () => plain;
-    for (const socket of this.#sockets) socket.destroy();
+    for (const socket of this.sockets) socket.destroy();
   }
 
   #serve(socket: Socket): void {
-    this.#sockets.add(socket);
-    socket.once('close', () => this.#sockets.delete(socket));
+    this.sockets.add(socket);
+    socket.once('close', () => this.sockets.delete(socket));
     socket.on('error', () => {});
     const connection = { bytes: '' };
     this.connections.push(connection);
@@ -74,7 +75,7 @@ export class RecordingOrigin implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const socket of this.#sockets) socket.destroy();
+    for (const socket of this.sockets) socket.destroy();
     this.#server.close();
     await once(this.#server, 'close');
   }
