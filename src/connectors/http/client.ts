@@ -233,7 +233,8 @@ export class Client implements WireUser, Timed {
     this.#failure = error;
     this.#member.counters.failed(error.code);
     if (this.#access !== undefined) this.#logAccess(error.code);
-    const begun = this.#begun || this.#phase === TUNNEL;
+    // Of this request, and not of the one before it on the connection.
+    const begun = (this.#begun && this.#phase === BUSY) || this.#phase === TUNNEL;
     this.#abandon();
     if (begun) {
       this.#phase = CLOSED;
