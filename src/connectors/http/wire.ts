@@ -182,7 +182,7 @@ export class SocketWire implements Wire {
     this.#socket?.destroy();
   }
 
-  /** Gives the socket back, at rest, with `unread` in front of what is still to come. The wire is of no use any more. */
+  /** Gives the socket back, at rest (to be resumed), with `unread` in front of what is still to come. The wire is of no use any more. */
   detach(unread: Buffer): Socket {
     const wired = this.#socket as Socket;
     wired.pause();
