@@ -99,3 +99,66 @@ describe('postern ca create', () => {
     assert.match(stderr, /cannot make the folder file\/below: ENOTDIR/);
   });
 });
+
+describe('postern ca show', () => {
+  const configuration = (intercept: string, more = '') => `version: 2
+services:
+  plain: { connector: http, listenOn: "tcp://127.0.0.1:18081", credentials: { token: x }, config: { upstream: "https://a.example", authenticate: { bearer: token } } }
+  api:
+    connector: http
+    listenOn: tcp://127.0.0.1:18080
+    credentials: { token: x ${more} }
+    config: { match: ["https://api.example/**"], authenticate: { bearer: token }, intercept: ${intercept} }
+`;
+
+  it('prints lines for a shell that name the proxy and the certificate', async () => {
+    await postern(['ca', 'create', '--out', "it's"]);
+    const files = { caCert: join(folder, "it's", 'ca.crt'), caKey: join(folder, "it's", 'ca.key') };
+    await writeFile(join(folder, 'show.yaml'), configuration(JSON.stringify(files)));
+    const { code, stdout } = await postern(['ca', 'show', '-f', 'show.yaml']);
+    assert.equal(code, exitCodes.clean);
+    await writeFile(join(folder, 'lines.sh'), `${stdout}\nenv`);
+    const { stdout: seen } = await capture('sh', ['lines.sh'], {
+      cwd: folder,
+      env: { PATH: process.env['PATH'] },
+    });
+    for (const variable of ['http_proxy', 'HTTPS_PROXY'])
+      assert.ok(seen.includes(`${variable}=http://127.0.0.1:18080\n`));
+    for (const variable of [
+      'SSL_CERT_FILE',
+      'NODE_EXTRA_CA_CERTS',
+      'REQUESTS_CA_BUNDLE',
+      'CURL_CA_BUNDLE',
+      'GIT_SSL_CAINFO',
+      'DENO_CERT',
+    ])
+      assert.ok(seen.includes(`${variable}=${files.caCert}\n`), variable);
+    assert.match(seen, /^NODE_USE_ENV_PROXY=1$/m);
+    assert.match(seen, /^NO_PROXY=localhost,127\.0\.0\.1,::1$/m);
+
+    const bundled = await postern(['ca', 'show', '-f', 'show.yaml', '--bundle', 'bundle.pem']);
+    assert.match(bundled.stdout, new RegExp(`^export CURL_CA_BUNDLE='${join(folder, 'bundle.pem')}'$`, 'm'));
+    const own = (await readFile(files.caCert, 'utf8')).trim();
+    const bundle = await readFile(join(folder, 'bundle.pem'), 'utf8');
+    assert.ok(bundle.startsWith(own) && (bundle.match(/BEGIN CERTIFICATE/g)?.length ?? 0) > 20);
+
+    const pem = await postern(['ca', 'show', '-f', 'show.yaml', '--pem', '--service', 'api']);
+    assert.equal(pem.stdout.trim(), own);
+    const none = await postern(['ca', 'show', '-f', 'show.yaml', '--service', 'plain']);
+    assert.equal(none.code, exitCodes.configuration);
+    assert.match(none.stderr, /the service "plain" has no `intercept:`/);
+  });
+
+  it('fetches a certificate that is a credential, and never its key', async () => {
+    await postern(['ca', 'create', '--out', 'held']);
+    const more = `, caCert: { from: file, get: ${join(folder, 'held/ca.crt')} }, caKey: { from: file, get: /nowhere/ca.key }`;
+    await writeFile(join(folder, 'held.yaml'), configuration('{}', more));
+    const pem = await postern(['ca', 'show', '-f', 'held.yaml', '--pem']);
+    assert.equal(pem.stdout.trim(), (await readFile(join(folder, 'held/ca.crt'), 'utf8')).trim(), pem.stderr);
+    const nameless = await postern(['ca', 'show', '-f', 'held.yaml']);
+    assert.equal(nameless.code, exitCodes.usage);
+    assert.match(nameless.stderr, /--file PATH/);
+    const named = await postern(['ca', 'show', '-f', 'held.yaml', '--file', '/app/ca.crt']);
+    assert.match(named.stdout, /^export SSL_CERT_FILE='\/app\/ca\.crt'$/m);
+  });
+});

@@ -270,5 +270,7 @@ function handBack(socket: Socket): Socket {
     buffer: () => buffer,
     callback: (length, bytes) => back.push(Buffer.from(bytes.subarray(0, length))),
   });
+  // Whoever reads or writes it notices; without a listener a client's reset would end the process.
+  back.on('error', ignore);
   return back;
 }
