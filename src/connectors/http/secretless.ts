@@ -142,9 +142,7 @@ function reviewUrls({ authenticateURLsMatching, forceSSL }: Common): Finding[] {
   const path = ['config', 'authenticateURLsMatching'];
   const loose = authenticateURLsMatching.map(looseUrlPattern).find((message) => message !== undefined);
   const warnings: Finding[] = loose === undefined ? [] : [{ path, message: loose }];
-  const inClear = authenticateURLsMatching.some(
-    (url) => new GoRegExp(url).test('http://') || !/^\^?https:/.test(url),
-  );
+  const inClear = authenticateURLsMatching.some((url) => !/^\^?https:/.test(url));
   if (forceSSL === false && inClear)
     warnings.push({
       path: ['config', 'forceSSL'],
@@ -195,7 +193,7 @@ export const awsHttp = secretless({
 export const genericHttp = secretless({
   summary: "Secretless's forward proxy with headers, query parameters or OAuth 1 from templates",
   settings: generic,
-  keys: [...Object.keys(generic.shape)],
+  keys: Object.keys(generic.shape),
   credentials: { required: [], optional: [], others: 'used by the templates, by its name' },
   scheme: genericScheme,
   review(settings, credentials) {
