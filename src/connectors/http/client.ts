@@ -282,6 +282,7 @@ export class Client implements WireUser, Timed {
       this.#upstream = undefined;
       upstream.destroy();
       this.#member.counters.replays += 1;
+      this.#failure = undefined;
       this.#lent = generation;
       this.#sendAgain();
     });
