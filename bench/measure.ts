@@ -68,21 +68,31 @@ export async function copyOut(candidate: Candidate, megabytes: number): Promise<
 
 /** Resident memory of a process with 0 idle sessions, half of them, and all of them, in KiB. */
 export async function idleMemory(newcomer: Newcomer, sessions: number): Promise<[number, number, number]> {
+  return await residentGrowth(newcomer, sessions, openSession);
+}
+
+/** The same for any kind of session. */
+export async function residentGrowth(
+  newcomer: Newcomer,
+  sessions: number,
+  openOne: (port: number) => Promise<Socket>,
+): Promise<[number, number, number]> {
   const open: Socket[] = [];
+  const openMore = async (count: number) => {
+    for (let left = count; left > 0; left -= 10) {
+      const some = Array.from({ length: Math.min(10, left) }, () => openOne(newcomer.port));
+      open.push(...(await Promise.all(some)));
+    }
+  };
   try {
     const none = await residentKiB(newcomer.pid);
-    await openSessions(open, sessions / 2, newcomer.port);
+    await openMore(sessions / 2);
     const half = await settledKiB(newcomer.pid);
-    await openSessions(open, sessions / 2, newcomer.port);
+    await openMore(sessions / 2);
     return [none, half, await settledKiB(newcomer.pid)];
   } finally {
     for (const socket of open) socket.destroy();
   }
-}
-
-async function openSessions(open: Socket[], count: number, port: number): Promise<void> {
-  for (let left = count; left > 0; left -= 10)
-    open.push(...(await Promise.all(Array.from({ length: Math.min(10, left) }, () => openSession(port)))));
 }
 
 /**

@@ -80,22 +80,48 @@ export function markdown(results: Results): string {
     ...section(
       'Median (least to most). "of direct" is the ratio within each round.',
       ['', 'direct', 'Postern', 'of direct', 'PgBouncer', 'of direct', 'direct, most/least'],
-      rows.map((row) => [
-        `${row.title}, ${row.unit}`,
-        amount(row, 'direct'),
-        amount(row, 'Postern'),
-        ratio(row, 'Postern'),
-        amount(row, 'PgBouncer'),
-        ratio(row, 'PgBouncer'),
-        noise(row),
-      ]),
+      rows
+        .filter(isDatabase)
+        .map((row) => [
+          `${row.title}, ${row.unit}`,
+          amount(row, 'direct'),
+          amount(row, 'Postern'),
+          ratio(row, 'Postern'),
+          amount(row, 'PgBouncer'),
+          ratio(row, 'PgBouncer'),
+          noise(row),
+        ]),
     ),
     ...section(
       'CPU seconds of the process in between, for 100,000 transactions:',
       ['', 'Postern', 'PgBouncer'],
       rows
-        .filter((row) => cpuOf(row, 'Postern').length > 0)
+        .filter((row) => isDatabase(row) && cpuOf(row, 'Postern').length > 0)
         .map((row) => [row.title, cpu(row, 'Postern'), cpu(row, 'PgBouncer')]),
+    ),
+    ...section(
+      'HTTP: requests a second, and their ratio to direct within each round.',
+      ['', 'direct', 'Postern', 'nginx', 'HAProxy', 'http-proxy', 'Postern of nginx', 'direct, most/least'],
+      rows
+        .filter((row) => !isDatabase(row))
+        .map((row) => [
+          row.title,
+          amount(row, 'direct'),
+          ...httpPeers.map((name) => `${amount(row, name)} ${ratio(row, name)}`.trim()),
+          ratio(row, 'Postern', 'nginx'),
+          noise(row),
+        ]),
+    ),
+    ...section(
+      'HTTP: CPU seconds of the process in between, for 100,000 requests; "of nginx" is the ratio of the medians.',
+      ['', ...httpPeers, 'Postern of nginx'],
+      rows
+        .filter((row) => !isDatabase(row))
+        .map((row) => [
+          row.title,
+          ...httpPeers.map((name) => cpu(row, name)),
+          (spreadOf(cpuOf(row, 'Postern')).median / spreadOf(cpuOf(row, 'nginx')).median).toFixed(2),
+        ]),
     ),
     ...section(
       'What it costs to look for COM_CHANGE_USER (`changeUser: intercept`, the default), by Postern with `changeUser: relay`, which does not:',
@@ -124,6 +150,12 @@ export function markdown(results: Results): string {
       ]),
     ),
   ].join('\n');
+}
+
+const httpPeers = ['Postern', 'nginx', 'HAProxy', 'http-proxy'];
+
+function isDatabase({ id }: Row): boolean {
+  return !id.startsWith('http-');
 }
 
 function section(title: string, heads: readonly string[], lines: readonly (readonly string[])[]): string[] {

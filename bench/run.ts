@@ -7,13 +7,15 @@ import { parseArgs } from 'node:util';
 import { capture } from '../test/support/servers/process.ts';
 import { Unavailable } from '../test/support/servers.ts';
 import { assemble, type Cast, type Field } from './candidates.ts';
+import { assembleHttp, type HttpCandidate, type HttpCast, idleHttpMemory, type Load } from './http.ts';
 import { copyOut, fill, idleMemory, pgbench, type Sample } from './measure.ts';
 import { assembleMySql, type MySqlCandidate, type MySqlCast } from './mysql.ts';
 import { type MemoryRow, markdown, type Results, type Row } from './report.ts';
 
 const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WORD]...
-  Compares a PostgreSQL and a MySQL behind Postern with the same ones reached directly, and
-  PostgreSQL with PgBouncer where it is installed. Prints the table and keeps it in bench/results.
+  Compares a PostgreSQL, a MySQL and an HTTP server behind Postern with the same ones reached
+  directly, and with PgBouncer, nginx, HAProxy and http-proxy in between. Prints the table and
+  keeps it in bench/results.
     --quick      one cold round of one second, fewer rows: under a minute
     --rounds N   how often everything is measured; default 5
     --seconds N  how long each pgbench runs; default 5
@@ -77,6 +79,21 @@ const mysqlIds = [
   'mysql-connect',
   'mysql-result',
   'mysql-change-user',
+];
+
+/** The rows of HTTP, likewise. */
+const httpIds = [
+  'http-tiny-c1',
+  'http-tiny-c32',
+  'http-tiny-c128',
+  'http-head',
+  'http-64k',
+  'http-1m',
+  'http-post',
+  'http-tls',
+  'http-tls-64k',
+  'http-close',
+  'http-memory',
 ];
 
 function contests(cast: Cast, { megabytes }: Plan): Contest[] {
@@ -148,6 +165,36 @@ function mysqlContests(cast: MySqlCast, { resultMegabytes, quick, only }: Plan):
   ];
 }
 
+function httpContests(cast: HttpCast, { quick, only }: Plan): Contest[] {
+  const row = (
+    id: string,
+    title: string,
+    load: Omit<Load, 'seconds'>,
+    field: readonly HttpCandidate[] = cast.plain,
+  ): Contest => ({
+    id,
+    title: `HTTP, ${title}, ${load.connections} ${load.connections === 1 ? 'connection' : 'connections'}`,
+    unit: 'requests/s',
+    entrants: entrants(field, (candidate, seconds) => cast.load(candidate, { ...load, seconds })),
+  });
+  const few = [
+    row('http-tiny-c32', '12 bytes', { connections: 32, path: '/tiny' }),
+    row('http-1m', '1 MiB', { connections: 32, path: '/1m' }),
+    row('http-tls', '12 bytes, TLS upstream', { connections: 32, path: '/tiny' }, cast.tls),
+  ];
+  if (quick && only.length === 0) return few;
+  return [
+    ...few,
+    row('http-tiny-c1', '12 bytes', { connections: 1, path: '/tiny' }),
+    row('http-tiny-c128', '12 bytes', { connections: 128, path: '/tiny' }),
+    row('http-head', '12 bytes, heads of a browser', { connections: 32, path: '/tiny', realHead: true }),
+    row('http-64k', '64 KiB', { connections: 32, path: '/64k' }),
+    row('http-post', 'POST of 16 KiB', { connections: 32, path: '/sink', post: 16 * 1024 }),
+    row('http-tls-64k', '64 KiB, TLS upstream', { connections: 32, path: '/64k' }, cast.tls),
+    row('http-close', '12 bytes, a connection for each', { connections: 32, path: '/tiny', close: true }),
+  ];
+}
+
 async function warmUp(chosen: readonly Contest[]): Promise<void> {
   say('warming up');
   // What is compiled while it runs needs it most; the others once, for the caches of the server.
@@ -171,6 +218,20 @@ async function compete(chosen: readonly Contest[], plan: Plan): Promise<Row[]> {
       say(`round ${round} of ${plan.rounds}: ${title}: ${told.join(', ')} ${unit}`);
     }
   return chosen.map(({ id, title, unit }) => ({ id, title, unit, samples: samples.get(id) ?? {} }));
+}
+
+async function countHttpMemory(cast: HttpCast, plan: Plan): Promise<MemoryRow[]> {
+  if (process.platform !== 'linux' || !wanted('http-memory', plan)) return [];
+  const rows: MemoryRow[] = [];
+  for (const name of ['Postern', 'nginx', 'HAProxy'] as const) {
+    await using newcomer = await cast.newcomer(name);
+    if (!newcomer) continue;
+    const title = `${name}, HTTP`;
+    say(`memory of ${title} with ${plan.idleSessions} idle connections`);
+    const resident = await idleHttpMemory(newcomer, plan.idleSessions);
+    rows.push({ title, sessions: plan.idleSessions, resident });
+  }
+  return rows;
 }
 
 async function countMemory(cast: Cast, plan: Plan): Promise<MemoryRow[]> {
@@ -267,13 +328,20 @@ async function main(words: readonly string[]): Promise<number> {
     const postgres = postgresIds.some((id) => wanted(id, chosen)) && stack.use(await startCast());
     const missing = postgres ? [...postgres.missing] : [];
     const mysql = mysqlIds.some((id) => wanted(id, chosen)) && (await startMySqlCast(stack, missing));
+    const http = httpIds.some((id) => wanted(id, chosen)) && (await startHttpCast(stack, missing));
     const entered = [
       ...(postgres ? contests(postgres, chosen) : []),
       ...(mysql ? mysqlContests(mysql, chosen) : []),
+      ...(http ? httpContests(http, chosen) : []),
     ].filter(({ id }) => wanted(id, chosen));
-    const results = await Promise.race([interrupted, measureAll(postgres || undefined, entered, chosen)]);
+    const casts = { postgres: postgres || undefined, http: http || undefined };
+    const results = await Promise.race([interrupted, measureAll(casts, entered, chosen)]);
     if (typeof results === 'number') return 128 + results;
-    const versions = { ...(postgres && postgres.versions), ...(mysql && mysql.versions) };
+    const versions = {
+      ...(postgres && postgres.versions),
+      ...(mysql && mysql.versions),
+      ...(http && http.versions),
+    };
     await keep({
       command: ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' '),
       facts: facts(versions, before),
@@ -308,8 +376,22 @@ async function startMySqlCast(
   }
 }
 
+/** Likewise without nginx or wrk. */
+async function startHttpCast(stack: AsyncDisposableStack, missing: string[]): Promise<HttpCast | undefined> {
+  say('starting nginx, HAProxy, http-proxy and Postern');
+  try {
+    const cast = stack.use(await assembleHttp());
+    missing.push(...cast.missing);
+    return cast;
+  } catch (error) {
+    if (!(error instanceof Unavailable)) throw error;
+    missing.push(`HTTP: ${error.message}`);
+    return undefined;
+  }
+}
+
 async function measureAll(
-  postgres: Cast | undefined,
+  { postgres, http }: { readonly postgres: Cast | undefined; readonly http: HttpCast | undefined },
   entered: readonly Contest[],
   chosen: Plan,
 ): Promise<{ rows: Row[]; memory: MemoryRow[] }> {
@@ -317,7 +399,11 @@ async function measureAll(
   if (postgres && direct && entered.some(({ id }) => postgresIds.includes(id)))
     await fill(postgres.postgres, direct, chosen.megabytes);
   const rows = await compete(entered, chosen);
-  return { rows, memory: postgres ? await countMemory(postgres, chosen) : [] };
+  const memory = [
+    ...(postgres ? await countMemory(postgres, chosen) : []),
+    ...(http ? await countHttpMemory(http, chosen) : []),
+  ];
+  return { rows, memory };
 }
 
 async function keep(results: Results): Promise<void> {

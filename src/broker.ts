@@ -342,6 +342,7 @@ export class Broker {
           stale: current?.state === 'stale',
         },
         leases: states.flatMap(({ leases }) => leases),
+        requests: services.flatMap(({ counters }) => counters ?? []),
       };
     }
   }

@@ -9,6 +9,7 @@ import { connectors } from './connectors/index.ts';
 import { Admission } from './core/admission.ts';
 import { Deadline } from './core/deadline.ts';
 import { PosternError } from './core/errors.ts';
+import type { RequestCounters } from './core/request-counters.ts';
 import { ClientSession, type ServiceRuntime } from './core/session.ts';
 import { loadServerContext } from './core/tls.ts';
 import type { LeaseOffice } from './lifecycle/leases.ts';
@@ -28,6 +29,7 @@ export class Service {
   readonly #admission: Admission;
   readonly #sessions = new Map<ClientSession, Promise<void>>();
   readonly #gone = Promise.withResolvers<void>();
+  #finished = false;
 
   private constructor(
     config: ServiceConfig,
@@ -107,6 +109,11 @@ export class Service {
     return { active: this.#admission.active, bytesFromClient, bytesFromUpstream };
   }
 
+  /** Of a protocol that counts requests, until the metrics have got them for good. */
+  get counters(): RequestCounters | undefined {
+    return this.#finished ? undefined : this.#protocol.counters?.();
+  }
+
   /** Serves one accepted client to its end. */
   accept(client: Socket): void {
     if (this.#sessions.size >= this.config.limits.maxConnections + MOST_REFUSED) {
@@ -148,6 +155,9 @@ export class Service {
     this.#protocol.drain?.();
     await Promise.all(this.#sessions.values());
     this.#protocol.close?.();
+    const { counters } = this;
+    if (counters) this.#metrics.requestsEnded(this.config.name, counters);
+    this.#finished = true;
     this.#gone.resolve(this.source.close());
   }
 

@@ -1,11 +1,13 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
+import type { ErrorCode } from '../core/errors.ts';
+import type { RequestCounters } from '../core/request-counters.ts';
 import type { Outcome, SessionReport } from '../core/session.ts';
 
 /** What the metrics ask of the running program at the moment of a scrape. */
 export interface LiveState {
   /** Sessions and bytes of one service that are not in a report yet. */
-  services(): Iterable<{
+  services(): Generator<{
     readonly name: string;
     readonly active: number;
     readonly bytesFromClient: number;
@@ -17,6 +19,8 @@ export interface LiveState {
       readonly stale: boolean;
     };
     readonly leases: readonly { readonly provider: string }[];
+    /** Of the protocols of that name that count requests. */
+    readonly requests: readonly RequestCounters[];
   }>;
 }
 
@@ -24,6 +28,7 @@ export interface LiveState {
 export class Metrics {
   readonly registry = new Registry();
   readonly #relayedByEnded = new Map<string, { fromClient: number; fromUpstream: number }>();
+  readonly #requestsOfEnded = new Map<string, RequestCounters[]>();
   readonly #sessions: Counter;
   readonly #logins: Histogram;
   readonly #fetches: Counter;
@@ -73,6 +78,7 @@ export class Metrics {
         }
       },
     });
+    this.#countRequests(live);
     this.#sessions = new Counter({
       name: 'postern_sessions_total',
       help: 'Ended sessions by outcome: ok, or a code of docs/errors.md.',
@@ -204,6 +210,12 @@ export class Metrics {
     });
   }
 
+  /** A protocol is closed: what it counted stays. */
+  requestsEnded(service: string, counters: RequestCounters): void {
+    const before = this.#requestsOfEnded.get(service) ?? [];
+    this.#requestsOfEnded.set(service, [total([...before, counters])]);
+  }
+
   sessionEnded(service: string, report: SessionReport): void {
     this.#sessions.inc({ service, outcome: report.outcome });
     if (report.loginSeconds !== undefined) this.#logins.observe({ service }, report.loginSeconds);
@@ -248,4 +260,88 @@ export class Metrics {
     if (outcome !== 'first') this.#reloads.inc({ outcome });
     if (outcome !== 'failed') this.#reloaded.set(Date.now() / 1000);
   }
+
+  /** Metrics of protocols whose sessions carry many requests: read at a scrape, so that a request costs none. */
+  #countRequests(live: LiveState): void {
+    const ended = this.#requestsOfEnded;
+    const totals = function* () {
+      for (const { name, requests } of live.services()) {
+        const all = [...requests, ...(ended.get(name) ?? [])];
+        if (all.length > 0) yield { service: name, ...total(all) };
+      }
+    };
+    const counter = <Label extends string>(
+      name: string,
+      help: string,
+      labels: readonly Label[],
+      collect: (add: (labels: Record<Label | 'service', string>, value: number) => void) => void,
+    ) =>
+      new Counter({
+        name,
+        help,
+        labelNames: ['service', ...labels],
+        registers: [this.registry],
+        collect() {
+          this.reset();
+          collect((values, value) => this.inc(values, value));
+        },
+      });
+    counter(
+      'postern_http_responses_total',
+      'Responses that clients got from servers, by the first digit of their status.',
+      ['class'],
+      (add) => {
+        for (const { service, responses } of totals())
+          for (const [digit, count] of responses.entries())
+            if (digit > 0) add({ service, class: `${digit}xx` }, count);
+      },
+    );
+    counter(
+      'postern_http_failures_total',
+      'Requests that Postern answered itself, or cut off, by their code of docs/errors.md.',
+      ['code'],
+      (add) => {
+        for (const { service, failures } of totals())
+          for (const [code, count] of failures) add({ service, code }, count);
+      },
+    );
+    counter(
+      'postern_http_upstream_connections_total',
+      'Connections for requests: opened for one, or reused.',
+      ['kind'],
+      (add) => {
+        for (const { service, upstreamOpened, upstreamReused } of totals()) {
+          add({ service, kind: 'opened' }, upstreamOpened);
+          add({ service, kind: 'reused' }, upstreamReused);
+        }
+      },
+    );
+    counter(
+      'postern_http_requests_repeated_total',
+      'Requests sent once more, because their connection was stale or their credential rejected.',
+      ['reason'],
+      (add) => {
+        for (const { service, retries, replays } of totals()) {
+          add({ service, reason: 'stale' }, retries);
+          add({ service, reason: 'rejected' }, replays);
+        }
+      },
+    );
+  }
+}
+
+function total(all: readonly RequestCounters[]): RequestCounters {
+  const failures = new Map<ErrorCode, number>();
+  for (const each of all)
+    for (const [code, count] of each.failures) failures.set(code, (failures.get(code) ?? 0) + count);
+  const sum = (value: (each: RequestCounters) => number) =>
+    all.reduce((before, each) => before + value(each), 0);
+  return {
+    responses: [0, 1, 2, 3, 4, 5].map((digit) => sum(({ responses }) => responses[digit] ?? 0)),
+    failures,
+    upstreamOpened: sum((each) => each.upstreamOpened),
+    upstreamReused: sum((each) => each.upstreamReused),
+    retries: sum((each) => each.retries),
+    replays: sum((each) => each.replays),
+  };
 }

@@ -32,6 +32,14 @@ const commands: Readonly<Record<string, Command>> = {
       return await secret(words);
     },
   },
+  ca: {
+    summary:
+      'ca create --out FOLDER: make a certificate authority for `intercept`; ca show: what clients need to trust it',
+    execute: async (words) => {
+      const { ca } = await import('./ca.ts');
+      return await ca(words, process.env);
+    },
+  },
   schema: {
     summary: 'print the JSON Schema of the configuration, for editors',
     execute: async () => {

@@ -37,6 +37,7 @@ import {
   ignoredServiceKeys,
   isSecretlessService,
   secretlessConnectors,
+  secretlessHttp,
 } from './secretless.ts';
 import { parseYaml, type Tree } from './yaml.ts';
 
@@ -262,6 +263,10 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     services.push(service);
     listening.push({ who: `the service ${describe(name, entry)}`, on: service.listenOn });
   }
+  for (const group of Map.groupBy(services, ({ listenOn }) => formatAddress(listenOn)).values()) {
+    const mates = group.filter((service) => group[0] && sharesListener(group[0], service, tables));
+    if (mates.length > 1) reviewSharing(mates, new Map(entries), tables, report);
+  }
   const first = files[0];
   if (first && files.every((file) => isEmptyMap(child(file, 'services'))))
     report.problemOfEntry(
@@ -280,8 +285,52 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
 /** Services may listen on one address together when their connector says how; then the address is the same to the letter. */
 function sharesListener(a: ServiceConfig, b: ServiceConfig, { connectors }: schema.Tables): boolean {
   const how = (service: ServiceConfig) => connectors[service.connector]?.reviewShared;
-  return how(a) !== undefined && how(a) === how(b) && formatAddress(a.listenOn) === formatAddress(b.listenOn);
+  return (
+    how(a) !== undefined &&
+    how(a) === how(b) &&
+    formatAddress(a.listenOn) === formatAddress(b.listenOn) &&
+    !(a.listenOn.kind === 'tcp' && a.listenOn.port === 0)
+  );
 }
+
+/** What belongs to the listener is taken from its first service: another one may repeat it and not say otherwise. */
+function reviewSharing(
+  mates: readonly ServiceConfig[],
+  entries: ReadonlyMap<string, Located>,
+  { connectors }: schema.Tables,
+  report: Report,
+): void {
+  const [first, ...others] = mates;
+  if (!first) return;
+  for (const other of others)
+    for (const key of ['listenTls', 'socketMode', 'limits'] as const) {
+      const place = child(entries.get(other.name), key);
+      if (place && !isEmpty(place) && JSON.stringify(other[key]) !== JSON.stringify(first[key]))
+        report.problemOfEntry(
+          place,
+          place.path,
+          `is taken from the first service of this listener, "${first.name}"; give the same or nothing here`,
+        );
+    }
+  const { problems, warnings } = connectors[first.connector]?.reviewShared?.(mates) ?? noFindings;
+  for (const [findings, say] of [
+    [problems, 'problem'],
+    [warnings, 'warning'],
+  ] as const)
+    for (const {
+      path: [name = '', ...inside],
+      message,
+    } of findings) {
+      const entry = entries.get(name);
+      if (!entry) continue;
+      const { found } = follow(entry, inside);
+      const path = [...entry.path, ...inside];
+      if (say === 'problem') report.problemOfEntry(found, path, message);
+      else report.warnOfEntry({ ...found, path }, message);
+    }
+}
+
+const noFindings = { problems: [], warnings: [] };
 
 function isEmptyMap(value: Located | undefined): boolean {
   return (
@@ -650,6 +699,14 @@ function readConnectorName(entry: Located, report: Report): string | undefined {
     report.problemOfEntry(protocol, protocol.path, 'is an old word for `connector`; give one of them');
   else if (protocol) report.warnOfEntry(protocol, 'is an old word; write `connector` instead');
   const place = connector ?? protocol;
+  const value = textOf(place);
+  // Secretless's oldest files say which connector of HTTP it is in the settings.
+  const strategy =
+    value === 'http' ? textOf(child(child(entry, 'config'), 'authenticationStrategy')) : undefined;
+  return strategy !== undefined && secretlessHttp.has(strategy) ? strategy : value;
+}
+
+function textOf(place: Located | undefined): string | undefined {
   const value = place?.tree.kind === 'scalar' ? place.tree.value : undefined;
   return typeof value === 'string' && value !== '' ? value : undefined;
 }

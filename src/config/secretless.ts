@@ -19,15 +19,22 @@ export const secretlessConnectors: ReadonlySet<string> = new Set([
   'generic_http',
 ]);
 
+/** Those that are forward proxies for HTTP, and names of Secretless alone. */
+export const secretlessHttp: ReadonlySet<string> = new Set(['basic_auth', 'conjur', 'aws', 'generic_http']);
+
 /** Keys of a service that Secretless files carry and that no code of it reads. */
 export const ignoredServiceKeys: ReadonlyMap<string, string> = new Map([
   ['debug', 'is ignored, here as in Secretless; the log level is a setting of the whole program'],
   ['caCertFiles', 'is ignored, here as in Secretless; give the CA as the credential `sslrootcert`'],
 ]);
 
-/** Whether a service speaks Secretless: its database connectors have no `config:` at all, and `pg` is its name alone. */
+/**
+ * Whether a service speaks Secretless: its database connectors have no `config:` at all, and `pg` and those of HTTP are
+ * its names alone. `http` is never: without a `config:` it is nothing at all.
+ */
 export function isSecretlessService(connector: string, hasConfig: boolean): boolean {
-  return connector === 'pg' || (secretlessConnectors.has(connector) && !hasConfig);
+  if (connector === 'pg' || secretlessHttp.has(connector)) return true;
+  return connector !== 'http' && secretlessConnectors.has(connector) && !hasConfig;
 }
 
 /** What to do with a file that Secretless would read as its version 1. */

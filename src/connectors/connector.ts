@@ -2,6 +2,7 @@ import type { Logger } from 'pino';
 import type * as z from 'zod';
 
 import type { Prepare, Prepared } from '../core/prepared.ts';
+import type { RequestCounters } from '../core/request-counters.ts';
 import type { Probe, Session } from '../core/session.ts';
 
 /**
@@ -20,7 +21,7 @@ export interface Connector {
   review(settings: unknown, credentials: ReadonlySet<string>): Review;
   /**
    * Problems of services that listen on one address together, in the order of the configuration; the paths start at the
-   * name of a service. undefined: a listener has one service.
+   * name of a service. undefined: a listener has one service. Connectors that have the same function share listeners.
    */
   readonly reviewShared?: (services: readonly SharedService[]) => Review;
   open(settings: unknown, service: ServiceContext): Protocol;
@@ -70,7 +71,7 @@ export interface Protocol {
   /** Logs in upstream once and says in a few words as whom and how. Throws what a session would. */
   probe(probe: Probe): Promise<string>;
   /**
-   * The services of the same connector that listen on the same address, in the order of the configuration and with this
+   * The services that listen on the same address, in the order of the configuration and with this
    * one among them. Called before the first client, and again when a reload changes them. The first one serves the clients.
    */
   join?(members: readonly Protocol[]): void;
@@ -78,6 +79,8 @@ export interface Protocol {
   drain?(): void;
   /** Called once, when the last session has ended. */
   close?(): void;
+  /** What has happened since the service was opened, for metrics; undefined: only its sessions count. */
+  counters?(): RequestCounters;
 }
 
 /** Ties a connector's settings schema to the code that receives the parsed settings. */
@@ -89,14 +92,13 @@ export function defineConnector<Schema extends z.ZodType>(connector: {
   reviewShared?: (services: readonly (SharedService & { readonly settings: z.output<Schema> })[]) => Review;
   open(settings: z.output<Schema>, service: ServiceContext): Protocol;
 }): Connector {
-  type Shared = readonly (SharedService & { readonly settings: z.output<Schema> })[];
-  const { reviewShared } = connector;
+  const reviewShared = connector.reviewShared as Connector['reviewShared'];
   return {
     summary: connector.summary,
     settings: connector.settings,
     credentials: connector.credentials,
     review: (settings, credentials) => connector.review(settings as z.output<Schema>, credentials),
-    ...(reviewShared && { reviewShared: (services) => reviewShared(services as Shared) }),
+    ...(reviewShared && { reviewShared }),
     open: (settings, service) => connector.open(settings as z.output<Schema>, service),
   };
 }

@@ -1,5 +1,5 @@
 import { lookup } from 'node:dns/promises';
-import { connect, isIP, type Socket } from 'node:net';
+import { connect, isIP, type OnReadOpts, type Socket } from 'node:net';
 
 import type { Address } from './address.ts';
 import { formatAddress } from './address.ts';
@@ -20,16 +20,33 @@ export interface Dialled {
   readonly address: Address;
 }
 
+export interface DialOptions {
+  /** Node's: for a socket that reads into buffers of the caller. */
+  readonly onread?: OnReadOpts | undefined;
+  /**
+   * Whether an address that the name resolves to may be connected to: asked before, because a connection alone tells
+   * whether something listens there. CLIENT_REFUSED where none may.
+   */
+  readonly permits?: ((address: string) => boolean) | undefined;
+}
+
 /**
  * Connects to a host and port or a unix socket, trying every address of the name as RFC 8305 ("happy eyeballs")
  * says. Throws UPSTREAM_UNREACHABLE with the reason of each address, or the signal's reason.
  */
-export async function dial(target: Address, signal: AbortSignal): Promise<Dialled> {
+export async function dial(
+  target: Address,
+  signal: AbortSignal,
+  { onread, permits }: DialOptions = {},
+): Promise<Dialled> {
   signal.throwIfAborted();
-  if (target.kind === 'unix') return { socket: await connectTo(target, signal), address: target };
-  const addresses = await resolve(target, signal);
+  if (target.kind === 'unix') return { socket: await connectTo(target, signal, onread), address: target };
+  const found = await resolve(target, signal);
   signal.throwIfAborted();
-  return await race(target, addresses, signal);
+  const addresses = permits ? found.filter((each) => each.kind === 'tcp' && permits(each.host)) : found;
+  if (addresses.length === 0)
+    throw new PosternError('CLIENT_REFUSED', `${target.host} has an address that no rule names`);
+  return await race(target, addresses, signal, onread);
 }
 
 async function resolve(target: Address & { kind: 'tcp' }, signal: AbortSignal): Promise<Address[]> {
@@ -57,7 +74,12 @@ async function resolve(target: Address & { kind: 'tcp' }, signal: AbortSignal): 
 }
 
 /** Starts an attempt every ATTEMPT_DELAY, or as soon as the one before has failed; the first to connect wins. */
-async function race(target: Address, addresses: readonly Address[], signal: AbortSignal): Promise<Dialled> {
+async function race(
+  target: Address,
+  addresses: readonly Address[],
+  signal: AbortSignal,
+  onread: OnReadOpts | undefined,
+): Promise<Dialled> {
   const losers = new AbortController();
   const attempts = AbortSignal.any([signal, losers.signal]);
   const { promise, resolve, reject } = Promise.withResolvers<Dialled>();
@@ -70,7 +92,7 @@ async function race(target: Address, addresses: readonly Address[], signal: Abor
     const address = addresses[started++];
     if (!address) return;
     delay = setTimeout(startNext, ATTEMPT_DELAY);
-    connectTo(address, attempts).then(
+    connectTo(address, attempts, onread).then(
       (socket) => {
         if (losers.signal.aborted) socket.destroy();
         else resolve({ socket, address });
@@ -97,12 +119,16 @@ async function race(target: Address, addresses: readonly Address[], signal: Abor
   }
 }
 
-async function connectTo(address: Address, signal: AbortSignal): Promise<Socket> {
+async function connectTo(
+  address: Address,
+  signal: AbortSignal,
+  onread: OnReadOpts | undefined,
+): Promise<Socket> {
   signal.throwIfAborted();
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const socket = connect(
     address.kind === 'unix'
-      ? { path: address.path, allowHalfOpen: true }
+      ? { path: address.path, allowHalfOpen: true, ...(onread && { onread }) }
       : {
           host: address.host,
           port: address.port,
@@ -110,6 +136,7 @@ async function connectTo(address: Address, signal: AbortSignal): Promise<Socket>
           noDelay: true,
           keepAlive: true,
           keepAliveInitialDelay: KEEPALIVE_DELAY,
+          ...(onread && { onread }),
         },
   );
   const abort = () => reject(signal.reason as Error);

@@ -20,11 +20,15 @@ export interface ClientTls {
   readonly serverName: string;
   readonly minVersion: SecureVersion;
   readonly alpn?: string;
+  /** A server that does not know ALPN will do as well; one that wants another protocol will not. */
+  readonly alpnOptional?: boolean;
   /** PEM texts. */
   readonly ca?: Buffer | undefined;
   readonly cert?: Buffer | undefined;
   readonly key?: Buffer | undefined;
   readonly passphrase?: Buffer | undefined;
+  /** Of an earlier connection to the same server, for a shorter handshake. */
+  readonly session?: Buffer | undefined;
 }
 
 /**
@@ -61,7 +65,8 @@ export async function startTls(socket: Socket, tls: ClientTls, signal: AbortSign
     secure.off('close', closed);
     secure.off('end', closed);
   }
-  if (tls.alpn !== undefined && secure.alpnProtocol !== tls.alpn) {
+  const unaware = tls.alpnOptional === true && secure.alpnProtocol === false;
+  if (tls.alpn !== undefined && secure.alpnProtocol !== tls.alpn && !unaware) {
     secure.destroy();
     throw new PosternError('UPSTREAM_TLS', `the server did not agree to the protocol "${tls.alpn}" (ALPN)`);
   }
@@ -78,6 +83,7 @@ function connectionOptions(tls: ClientTls): ConnectionOptions {
     rejectUnauthorized: verify !== 'require',
     ...(verify !== 'verify-full' && { checkServerIdentity: () => undefined }),
     ...(alpn !== undefined && { ALPNProtocols: [alpn] }),
+    ...(tls.session && { session: tls.session }),
   };
 }
 

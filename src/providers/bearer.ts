@@ -1,9 +1,9 @@
 import { type ErrorCode, PosternError } from '../core/errors.ts';
+import type { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
 import { refuseAborted } from './deadline.ts';
 import type { Answer } from './exchange.ts';
 import { Expiring, type Obtained } from './expiring.ts';
-import type { JsonBytes } from './json-bytes.ts';
 import type { Provider } from './provider.ts';
 import { isPassing, jsonOf, type StoreCall, type StoreClient } from './store-client.ts';
 

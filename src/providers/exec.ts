@@ -4,9 +4,9 @@ import * as z from 'zod';
 
 import { duration } from '../core/duration.ts';
 import { type ErrorCode, PosternError } from '../core/errors.ts';
+import { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
 import { refuseAborted } from './deadline.ts';
-import { JsonBytes } from './json-bytes.ts';
 import { environmentOf, Programs } from './program.ts';
 import { defineProvider, type Grant, type Provider, type ProviderContext } from './provider.ts';
 

@@ -1,9 +1,9 @@
 import * as z from 'zod';
 
 import { PosternError } from '../core/errors.ts';
+import { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
 import { refuseAborted } from './deadline.ts';
-import { JsonBytes } from './json-bytes.ts';
 import { defineProvider, type Grant } from './provider.ts';
 import { readSecretFile, type SecretFile, withoutLineEnd } from './secret-file.ts';
 

@@ -1,6 +1,6 @@
 import { PosternError } from '../core/errors.ts';
+import { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
-import { JsonBytes } from './json-bytes.ts';
 
 /** `id#field`, taken apart; without `#` the whole value is meant. */
 export function splitField(reference: string): { readonly id: string; readonly field: string | undefined } {

@@ -5,9 +5,9 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { createSecureContext, type SecureContextOptions } from 'node:tls';
 
 import { type ErrorCode, PosternError, reasonOf } from '../core/errors.ts';
+import { JsonBytes } from '../core/json-bytes.ts';
 import { whyAborted } from './deadline.ts';
 import { Answer, exchange, type NoAnswer, PlainAgent } from './exchange.ts';
-import { JsonBytes } from './json-bytes.ts';
 
 const pooled: AgentOptions = { keepAlive: true, maxFreeSockets: 4 };
 /** A store that asks for a longer pause than this is called unavailable at once, in milliseconds. */

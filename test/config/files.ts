@@ -14,10 +14,35 @@ const never = () => {
   throw new Error('reading a configuration opens nothing');
 };
 
-/** A connector and a provider that use what the real ones do not, beside the real ones. */
+/** Services of both connectors that have this may share a listener; two of them with the same topic may not. */
+function reviewTopics(
+  services: readonly { readonly name: string; readonly settings: { topic?: string | undefined } }[],
+) {
+  const topics = services.map(({ settings }) => settings.topic);
+  const paths = services.map(({ name }) => [name, 'config', 'topic']);
+  const again = paths.filter((_, i) => topics[i] !== undefined && topics.indexOf(topics[i]) < i);
+  const old = paths.filter((_, i) => topics[i] === 'old');
+  return {
+    problems: again.map((path) => ({ path, message: 'is the topic of another service here' })),
+    warnings: old.map((path) => ({ path, message: 'is old' })),
+  };
+}
+
+const sharing = {
+  summary: 'Shares its listener',
+  settings: z.strictObject({ topic: z.string().optional().describe('What about.') }),
+  credentials: { required: [], optional: [] },
+  review: () => ({ problems: [], warnings: [] }),
+  reviewShared: reviewTopics,
+  open: never,
+};
+
+/** Connectors and a provider that use what the real ones do not, beside the real ones. */
 export const tables = {
   connectors: {
     ...connectors,
+    sharing: defineConnector(sharing),
+    mate: defineConnector(sharing),
     strict: defineConnector({
       summary: 'Knows two credentials and needs a setting',
       settings: z.strictObject({ target: z.string().min(1).describe('Where to.') }),

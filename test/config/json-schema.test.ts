@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { globSync, readFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import { parse } from 'yaml';
@@ -13,7 +13,7 @@ const good = serviceFile(...goodService);
 const examples = new URL('../../examples/', import.meta.url);
 
 describe('the JSON Schema', () => {
-  for (const name of readdirSync(examples))
+  for (const name of globSync('**/*.{yaml,yml}', { cwd: examples }))
     it(`accepts ${name}`, () => {
       assert.ok(accepts(readFileSync(new URL(name, examples), 'utf8')), JSON.stringify(validate.errors));
     });

@@ -121,4 +121,28 @@ describe('dial', () => {
     await until('it to close', () => socket.closed);
     server.close();
   });
+
+  it('does not even connect to an address that is not permitted', async () => {
+    let connections = 0;
+    const server = createServer(() => (connections += 1));
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const asked: string[] = [];
+    const permits = (address: string) => {
+      asked.push(address);
+      return false;
+    };
+    for (const host of ['127.0.0.1', 'localhost'])
+      await assert.rejects(dial({ kind: 'tcp', host, port }, never, { permits }), { code: 'CLIENT_REFUSED' });
+    assert.ok(asked.includes('127.0.0.1'));
+    const accepted = once(server, 'connection');
+    const { socket } = await dial({ kind: 'tcp', host: 'localhost', port }, never, {
+      permits: (address) => address === '127.0.0.1',
+    });
+    await accepted;
+    assert.equal(connections, 1);
+    socket.destroy();
+    server.close();
+  });
 });

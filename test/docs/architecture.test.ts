@@ -7,10 +7,10 @@ import { errorCodes } from '../../src/core/errors.ts';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 const page = readFileSync(`${root}ARCHITECTURE.md`, 'utf8');
-/** What stands in the frames of the page: the journey, that of a MySQL client, the tree. */
-const [journey = '', journeyOfMysql = '', tree = ''] = [...page.matchAll(/^```\n([^]*?)^```$/gm)].map(
-  ([, text = '']) => text,
-);
+/** What stands in the frames of the page: the journey, that of a MySQL client, that of an HTTP request, the tree. */
+const [journey = '', journeyOfMysql = '', journeyOfHttp = '', tree = ''] = [
+  ...page.matchAll(/^```\n([^]*?)^```$/gm),
+].map(([, text = '']) => text);
 
 interface LintRules {
   readonly overrides: readonly {
@@ -26,15 +26,18 @@ describe('ARCHITECTURE.md', () => {
     const named = new Set(journey.match(/\b[A-Z]+(?:_[A-Z]+)+\b|\bTIMEOUT\b|\bSHUTDOWN\b/g));
     const expected = errorCodes.filter((code) => code !== 'INTERNAL');
     assert.deepEqual([...named].toSorted(), expected.toSorted());
-    const ofMysql = journeyOfMysql.match(/\b[A-Z]+(?:_[A-Z]+)+\b|\bTIMEOUT\b|\bSHUTDOWN\b/g) ?? [];
-    assert.ok(ofMysql.length > 8);
-    for (const name of ofMysql) assert.ok(named.has(name), name);
+    for (const way of [journeyOfMysql, journeyOfHttp]) {
+      const onIt = way.match(/\b[A-Z]+(?:_[A-Z]+)+\b|\bTIMEOUT\b|\bSHUTDOWN\b/g) ?? [];
+      assert.ok(onIt.length > 8);
+      for (const name of onIt) assert.ok(named.has(name), name);
+    }
   });
 
   it('names only files that are there on the journey and in the tree', () => {
     for (const [connector, way] of [
       ['postgres', journey],
       ['mysql', journeyOfMysql],
+      ['http', journeyOfHttp],
     ] as const) {
       const onJourney = [...way.matchAll(/^ {0,2}([\w./-]+\.ts)(?:, ([\w./-]+))?/gm)].flatMap(
         ([, name = '', second]) => (second === undefined ? [name] : [name, second]),

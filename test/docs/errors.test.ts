@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
 
+import * as http from '../../src/connectors/http/replies.ts';
 import { decodeError } from '../../src/connectors/mysql/packets.ts';
 import * as mysql from '../../src/connectors/mysql/replies.ts';
 import { decodeFields } from '../../src/connectors/postgres/messages.ts';
@@ -41,9 +42,24 @@ describe('docs/errors.md', () => {
       assert.ok(page.includes(`\`${hint}\``), 'the end of the text is described at the top');
     });
 
+  for (const code of errorCodes)
+    it(`says what an HTTP client sees of ${code}`, () => {
+      const [head = '', body = ''] = http
+        .errorReply(new PosternError(code, '...'), '3fa2c1-17')
+        .toString()
+        .split('\r\n\r\n');
+      const { status, detail, session } = JSON.parse(body) as Record<string, unknown>;
+      const [, told] = /^HTTP: (status `\d+`, `[^`]*`)/m.exec(sections.get(code) ?? '') ?? [];
+      assert.equal(told, `status \`${status}\`, \`${detail}\``);
+      assert.match(head, new RegExp(`^HTTP/1\\.1 ${status} [A-Z][A-Za-z ]+\r\n`));
+      assert.match(head, new RegExp(`\r\nPostern-Error: ${code}(\r\n|$)`));
+      assert.equal(/\r\nRetry-After: \d+/.test(head), status === 503);
+      assert.equal(session, '3fa2c1-17');
+    });
+
   it('says more about each than what clients are told', () => {
     for (const [code, section] of sections) {
-      const paragraphs = section.split('\n\n').filter((each) => !each.startsWith('MySQL:'));
+      const paragraphs = section.split('\n\n').filter((each) => !/^(MySQL|HTTP):/.test(each));
       assert.ok(paragraphs.join('\n\n').length > 200, code);
     }
   });

@@ -8,6 +8,14 @@ const page = readFileSync(new URL('../../docs/metrics.md', import.meta.url), 'ut
 
 /** Name, type, labels and sentence of each of our metrics, from a scrape after everything has happened once. */
 async function scraped(): Promise<string[][]> {
+  const requests = {
+    responses: [0, 0, 1, 0, 0, 0],
+    failures: new Map([['TIMEOUT', 1] as const]),
+    upstreamOpened: 1,
+    upstreamReused: 1,
+    retries: 1,
+    replays: 1,
+  };
   const live = {
     name: 'db',
     active: 1,
@@ -15,6 +23,7 @@ async function scraped(): Promise<string[][]> {
     bytesFromUpstream: 1,
     credential: { generation: 1, age: 1, stale: false },
     leases: [{ provider: 'vault' }],
+    requests: [requests],
   };
   const metrics = new Metrics('1.2.3', { services: () => [live] });
   metrics.sessionEnded('db', {

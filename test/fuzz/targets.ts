@@ -9,6 +9,7 @@ import * as mysql from '../../src/connectors/mysql/packets.ts';
 import { tlsServerEndPoint } from '../../src/connectors/postgres/auth/channel-binding.ts';
 import { saslprep } from '../../src/connectors/postgres/auth/saslprep.ts';
 import { chooseMechanism, ScramClient } from '../../src/connectors/postgres/auth/scram.ts';
+import { httpTargets } from './http.ts';
 import { postgresTargets } from './postgres.ts';
 
 /** Something that reads bytes of a stranger. One entry in `targets` is all that a new one needs. */
@@ -71,6 +72,7 @@ const mysqlOk: mysql.Ok = {
 
 export const targets: readonly FuzzTarget[] = [
   ...postgresTargets,
+  ...httpTargets,
   {
     name: 'scram-mechanisms',
     seedInputs: text('SCRAM-SHA-256\0SCRAM-SHA-256-PLUS\0', 'SCRAM-SHA-256\0', 'OAUTHBEARER\0', ''),

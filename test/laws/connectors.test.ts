@@ -7,8 +7,10 @@ import { runInNewContext } from 'node:vm';
 import { connectors } from '../../src/connectors/index.ts';
 import { canary } from '../support/servers.ts';
 import { type Pace, type Peer, paces, Served, type ServedOptions, until } from '../support/session.ts';
+import { http } from './connectors/http.ts';
 import { mysql } from './connectors/mysql.ts';
 import { postgres } from './connectors/postgres.ts';
+import { secretlessHttp } from './connectors/secretless-http.ts';
 
 /** A server that a driver has started. Ending it fails when Postern has left a connection to it open. */
 export interface Upstream extends AsyncDisposable {
@@ -48,7 +50,13 @@ export interface Driver {
 }
 
 /** Which driver speaks for which connector: a connector without one fails here. */
-const drivers: Readonly<Record<string, Driver>> = { postgres, pg: postgres, mysql };
+const drivers: Readonly<Record<string, Driver>> = {
+  postgres,
+  pg: postgres,
+  mysql,
+  http,
+  ...secretlessHttp,
+};
 
 setFlagsFromString('--expose-gc');
 const collectGarbage = runInNewContext('gc') as () => void;

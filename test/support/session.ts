@@ -218,6 +218,8 @@ export class Served implements AsyncDisposable {
   #fetches = 0;
   /** Ends what belongs to the service and not to a session. */
   readonly #close: () => void;
+  /** Tells the protocol that no new clients come. */
+  readonly drain: () => void;
 
   private constructor(
     server: Server,
@@ -226,8 +228,10 @@ export class Served implements AsyncDisposable {
     options: ServedOptions,
     serve: (client: Socket, served: Served) => void,
     close: () => void,
+    drain: () => void,
   ) {
     this.#close = close;
+    this.drain = drain;
     this.#server = server;
     this.#chopper = chopper;
     this.#lines = lines;
@@ -294,7 +298,8 @@ export class Served implements AsyncDisposable {
       protocol.close?.();
       shared[Symbol.dispose]();
     };
-    const served = new Served(server, chopper, lines, options, serve, close);
+    const drain = () => protocol.drain?.();
+    const served = new Served(server, chopper, lines, options, serve, close, drain);
     itself.served = served;
     return served;
   }

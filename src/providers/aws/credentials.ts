@@ -2,9 +2,9 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 
 import { PosternError } from '../../core/errors.ts';
+import { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
 import { Expiring } from '../expiring.ts';
-import { JsonBytes } from '../json-bytes.ts';
 import { Programs } from '../program.ts';
 import type { ProviderContext } from '../provider.ts';
 import { readSecretFile, withoutLineEnd } from '../secret-file.ts';

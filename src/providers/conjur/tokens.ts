@@ -1,12 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { PosternError } from '../../core/errors.ts';
+import { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
 import { decodeBase64 } from '../base64.ts';
 import { whyAborted } from '../deadline.ts';
 import type { Answer } from '../exchange.ts';
 import { Expiring, type Obtained } from '../expiring.ts';
-import { JsonBytes } from '../json-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import { readSecretFile, withoutLineEnd } from '../secret-file.ts';
 import { isPassing, jsonOf, publicLine, type StoreCall, type StoreClient } from '../store-client.ts';

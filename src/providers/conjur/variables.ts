@@ -1,7 +1,7 @@
 import { PosternError } from '../../core/errors.ts';
+import type { JsonBytes } from '../../core/json-bytes.ts';
 import { decodeBase64 } from '../base64.ts';
 import type { Answer } from '../exchange.ts';
-import type { JsonBytes } from '../json-bytes.ts';
 import { isPassing, jsonOf, publicLine, type StoreCall, type StoreClient } from '../store-client.ts';
 import type { Tokens } from './tokens.ts';
 

@@ -1,9 +1,9 @@
 import { resolve } from 'node:path';
 
 import { PosternError } from '../../core/errors.ts';
+import { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
 import { Expiring, type Obtained } from '../expiring.ts';
-import { JsonBytes } from '../json-bytes.ts';
 import { Programs } from '../program.ts';
 import type { ProviderContext } from '../provider.ts';
 import { type Login, tokenFrom } from './cluster.ts';

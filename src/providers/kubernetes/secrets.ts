@@ -1,8 +1,8 @@
 import { PosternError } from '../../core/errors.ts';
+import type { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
 import { decodeBase64 } from '../base64.ts';
 import { untilAborted } from '../deadline.ts';
-import type { JsonBytes } from '../json-bytes.ts';
 import type { Provider, ProviderContext } from '../provider.ts';
 import { withoutLineEnd } from '../secret-file.ts';
 import { jsonOf, StoreClient } from '../store-client.ts';

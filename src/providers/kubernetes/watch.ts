@@ -5,8 +5,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 
 import { PosternError, reasonOf } from '../../core/errors.ts';
+import { JsonBytes } from '../../core/json-bytes.ts';
 import { refuseAborted } from '../deadline.ts';
-import { JsonBytes } from '../json-bytes.ts';
 import { jsonOf } from '../store-client.ts';
 import { type ApiClient, bearer } from './api.ts';
 

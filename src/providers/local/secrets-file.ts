@@ -6,9 +6,9 @@ import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { PosternError, reasonOf } from '../../core/errors.ts';
+import { JsonBytes, jsonObject } from '../../core/json-bytes.ts';
 import { decodeBase64, encodeBase64 } from '../base64.ts';
 import { untilAborted, whyAborted } from '../deadline.ts';
-import { JsonBytes, jsonObject } from '../json-bytes.ts';
 import type { KeychainItems } from '../keychain.ts';
 import { readSecretFile, type SecretFile, withoutLineEnd } from '../secret-file.ts';
 import {

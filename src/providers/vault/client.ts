@@ -6,10 +6,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 
 import { type ErrorCode, PosternError, reasonOf } from '../../core/errors.ts';
+import { JsonBytes } from '../../core/json-bytes.ts';
 import type { Secret } from '../../core/secret.ts';
 import { refuseAborted, whyAborted } from '../deadline.ts';
 import { Answer, exchange, type NoAnswer, PlainAgent } from '../exchange.ts';
-import { JsonBytes } from '../json-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import type { Effective, TlsSettings } from './settings.ts';
 

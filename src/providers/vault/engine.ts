@@ -1,6 +1,6 @@
+import type { JsonBytes } from '../../core/json-bytes.ts';
+import { jsonObject } from '../../core/json-bytes.ts';
 import { untilAborted } from '../deadline.ts';
-import type { JsonBytes } from '../json-bytes.ts';
-import { jsonObject } from '../json-bytes.ts';
 import { type Call, notVault, type VaultClient } from './client.ts';
 import { type Read, take, type Wanted } from './fields.ts';
 import type { Leases } from './leases.ts';

@@ -1,6 +1,6 @@
 import { PosternError } from '../../core/errors.ts';
+import type { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
-import type { JsonBytes } from '../json-bytes.ts';
 import type { Lease } from '../provider.ts';
 import type { VaultClient } from './client.ts';
 import type { VaultReference } from './reference.ts';

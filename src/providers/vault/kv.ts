@@ -1,4 +1,4 @@
-import type { JsonBytes } from '../json-bytes.ts';
+import type { JsonBytes } from '../../core/json-bytes.ts';
 import { type Call, notVault, type Reply, type VaultClient } from './client.ts';
 import { type Read, take, type Wanted } from './fields.ts';
 import type { Mount } from './mounts.ts';

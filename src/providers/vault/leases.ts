@@ -1,5 +1,5 @@
 import { PosternError } from '../../core/errors.ts';
-import { jsonObject } from '../json-bytes.ts';
+import { jsonObject } from '../../core/json-bytes.ts';
 import type { Lease, ProviderContext } from '../provider.ts';
 import type { Call, VaultClient } from './client.ts';
 import { secondsIn } from './login.ts';

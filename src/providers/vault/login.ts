@@ -2,9 +2,9 @@ import { createHmac, randomBytes } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 
 import { PosternError } from '../../core/errors.ts';
+import { jsonObject } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
 import { untilAborted } from '../deadline.ts';
-import { jsonObject } from '../json-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import { readSecretFile, withoutLineEnd } from '../secret-file.ts';
 import { type Call, notVault, type Reply, type VaultClient } from './client.ts';

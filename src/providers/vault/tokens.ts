@@ -1,7 +1,7 @@
 import { PosternError } from '../../core/errors.ts';
+import { jsonObject } from '../../core/json-bytes.ts';
 import type { Secret } from '../../core/secret.ts';
 import { untilAborted } from '../deadline.ts';
-import { jsonObject } from '../json-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import type { Call, Reply, VaultClient } from './client.ts';
 import { Logins, type NewToken, secondsIn } from './login.ts';

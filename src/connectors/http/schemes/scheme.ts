@@ -19,6 +19,8 @@ export interface Scheme {
     signal: AbortSignal,
     previous: Injection | undefined,
   ): Promise<Preparation<Injection>> | Preparation<Injection>;
+  /** Overwrites what is kept beside the injections (a refresh token that was exchanged). Called once, when the service ends. */
+  close?(): void;
 }
 
 /** What goes into each request while one generation of credentials is current. Disposing overwrites the bytes. */

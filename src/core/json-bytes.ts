@@ -1,6 +1,6 @@
 import { isUtf8 } from 'node:buffer';
 
-import { PosternError } from '../core/errors.ts';
+import { PosternError } from './errors.ts';
 
 /** Deeper nesting is refused, so that a hostile text cannot exhaust the stack. */
 const maxDepth = 64;

@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import fc from 'fast-check';
 
 import { PosternError } from '../../src/core/errors.ts';
-import { JsonBytes, jsonObject } from '../../src/providers/json-bytes.ts';
+import { JsonBytes, jsonObject } from '../../src/core/json-bytes.ts';
 
 const parse = (text: string) => JsonBytes.parse(Buffer.from(text));
 const textOf = (value: JsonBytes | undefined) => value?.copy().toString('utf8');

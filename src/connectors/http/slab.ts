@@ -1,0 +1,54 @@
+const SIZE = 256 * 1024;
+/** Below this a loop is faster than a call into C++. */
+const SMALL = 40;
+
+/**
+ * Where heads are put together before they are written. A region is used again as soon as the kernel has its bytes;
+ * when it took only a part, the region is left behind for the socket that still needs it.
+ */
+export class Slab {
+  bytes = Buffer.allocUnsafeSlow(SIZE);
+  /** Where the region begins that is being written. */
+  from = 0;
+  /** Where its next byte goes. */
+  at = 0;
+
+  /** Begins a region of at most `size` bytes. */
+  begin(size: number): void {
+    if (this.from + size > this.bytes.length) {
+      this.bytes = Buffer.allocUnsafeSlow(Math.max(SIZE, size));
+      this.from = 0;
+    }
+    this.at = this.from;
+  }
+
+  copy(bytes: Buffer, from: number, to: number): void {
+    const length = to - from;
+    if (length < SMALL) {
+      const target = this.bytes;
+      let at = this.at;
+      for (let i = from; i < to; i++) target[at++] = bytes[i] as number;
+      this.at = at;
+    } else {
+      bytes.copy(this.bytes, this.at, from, to);
+      this.at += length;
+    }
+  }
+
+  byte(value: number): void {
+    this.bytes[this.at++] = value;
+  }
+
+  /** Leaves the region to whoever still writes it. */
+  keep(): void {
+    this.from = this.at;
+  }
+
+  /** Overwrites what is free: old regions held the credentials of earlier requests. */
+  wipe(): void {
+    this.bytes.fill(0, this.from);
+  }
+}
+
+/** One for the process: a region lives from `begin` to the write, with nothing between that could begin another. */
+export const slab = new Slab();

@@ -1,0 +1,276 @@
+import { Socket } from 'node:net';
+
+import { saveLastWords } from '../../core/last-words.ts';
+import { endLingering } from '../../core/socket.ts';
+
+/** One end's connection as the engine sees it: plain, under TLS, or a test's double. */
+export interface Wire {
+  /** Sends `bytes[from..to)`. While `backlog` is above 0 that part may not be written to, or is kept as a copy. */
+  put(bytes: Buffer, from: number, to: number): void;
+  /** Bytes that the kernel has not taken yet. */
+  backlog(): number;
+  pause(): void;
+  resume(): void;
+  /** Half-closes after what was put. */
+  end(): void;
+  /** Ends after what was put, and goes on reading for a while so that the peer's kernel does not throw it away. */
+  endLingering(): void;
+  /** Closes at once; as a reset where the transport has one, so that what came so far does not look whole. */
+  reset(): void;
+  destroy(): void;
+}
+
+/** Who uses a wire. `bytes` belong to the wire again when `onBytes` returns. */
+export interface WireUser {
+  onBytes(bytes: Buffer, from: number, to: number): void;
+  /** The peer is done sending. */
+  onEnd(): void;
+  /** All that was put has gone. */
+  onDrain(): void;
+  onClose(): void;
+}
+
+/** How much is read at once of messages; more than this at once is a body in flow. */
+const MESSAGE_READ = 64 * 1024;
+const BULK_READ = 256 * 1024;
+const MOST_SPARE_LEASES = 32;
+
+/** All wires read messages into this one: what is in it is used or copied before the next read. */
+const shared = Buffer.allocUnsafeSlow(MESSAGE_READ);
+
+/** A read buffer of one wire while a body flows through it: read into again only when no write refers to it. */
+class Lease {
+  readonly bytes = Buffer.allocUnsafeSlow(BULK_READ);
+  writes = 0;
+  /** Its wire reads into another by now. */
+  left = false;
+  readonly written = (): void => {
+    this.writes -= 1;
+    if (this.writes === 0 && this.left && spare.length < MOST_SPARE_LEASES) {
+      this.left = false;
+      spare.push(this);
+    }
+  };
+}
+const spare: Lease[] = [];
+
+/** The wire whose bytes are being handed out. */
+let reading: SocketWire | undefined;
+
+/** A wire over a socket, which may come later: until then what is put waits. */
+export class SocketWire implements Wire {
+  readonly #user: WireUser;
+  #socket: Socket | undefined;
+  #waiting: Buffer[] = [];
+  #waitingBytes = 0;
+  #paused = false;
+  #current: Buffer = shared;
+  #lease: Lease | undefined;
+  /** A write still refers to the lease: the next read needs another one. */
+  #leaseTaken = false;
+  #bulk = false;
+
+  constructor(user: WireUser) {
+    this.#user = user;
+  }
+
+  /**
+   * Makes a socket read into our buffers instead of a new one for each read: given to `net.connect`, which documents it,
+   * or to a socket that takes over the handle of another.
+   */
+  readonly onread = {
+    buffer: (): Buffer => this.#nextBuffer(),
+    callback: (length: number, bytes: Uint8Array): boolean => {
+      this.#bulk = length >= MESSAGE_READ;
+      handOut(this, this.#user, bytes as Buffer, length);
+      return true;
+    },
+  };
+
+  /** The socket is there. `pushed`: it has no `onread` of this wire and says what it reads as events. */
+  attach(socket: Socket, pushed: boolean): void {
+    this.#socket = socket;
+    socket.on('error', ignore);
+    socket.on('end', this.#ended);
+    socket.on('close', this.#closed);
+    socket.on('drain', this.#drained);
+    if (pushed) socket.on('data', this.#data);
+    saveLastWords(socket, this.#data);
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    for (const bytes of waiting) socket.write(bytes);
+    // Small writes that the kernel takes at once are followed by no 'drain'.
+    if (waiting.length > 0 && socket.writableLength === 0) this.#user.onDrain();
+    if (this.#paused) socket.pause();
+    else if (!pushed) socket.resume();
+  }
+
+  get socket(): Socket | undefined {
+    return this.#socket;
+  }
+
+  /** The private buffer that is read into, if there is one. */
+  get leased(): Buffer | undefined {
+    return this.#lease?.bytes;
+  }
+
+  put(bytes: Buffer, from: number, to: number): void {
+    const socket = this.#socket;
+    if (socket === undefined) {
+      const reused = bytes === shared || bytes === reading?.leased;
+      const kept = reused ? copied(bytes, from, to) : bytes.subarray(from, to);
+      this.#waiting.push(kept);
+      this.#waitingBytes += kept.length;
+      return;
+    }
+    if (socket.destroyed) return;
+    if (bytes === shared) {
+      socket.write(copied(bytes, from, to));
+      return;
+    }
+    const source = reading;
+    const lease = source === undefined ? undefined : source.#lease;
+    if (source !== undefined && lease !== undefined && bytes === lease.bytes) {
+      lease.writes += 1;
+      socket.write(bytes.subarray(from, to), lease.written);
+      if (socket.writableLength > 0) source.#leaseTaken = true;
+      return;
+    }
+    socket.write(bytes.subarray(from, to));
+  }
+
+  backlog(): number {
+    const socket = this.#socket;
+    return socket === undefined ? this.#waitingBytes : socket.writableLength;
+  }
+
+  pause(): void {
+    this.#paused = true;
+    this.#socket?.pause();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    this.#socket?.resume();
+  }
+
+  end(): void {
+    this.#socket?.end();
+  }
+
+  endLingering(): void {
+    const socket = this.#socket;
+    if (socket === undefined || socket.destroyed) return;
+    if (socket.writableLength === 0) {
+      endLingering(socket);
+      return;
+    }
+    socket.end();
+    socket.once('finish', () => endLingering(socket));
+  }
+
+  reset(): void {
+    const socket = this.#socket;
+    if (socket === undefined) return;
+    // A unix socket knows no reset, and Node throws when a TLS socket is to be reset; there the missing close_notify says it.
+    if (socket.remotePort === undefined || 'encrypted' in socket) socket.destroy();
+    else socket.resetAndDestroy();
+  }
+
+  destroy(): void {
+    this.#socket?.destroy();
+  }
+
+  /** Gives the socket back, at rest (to be resumed), with `unread` in front of what is still to come. The wire is of no use any more. */
+  detach(unread: Buffer): Socket {
+    const wired = this.#socket as Socket;
+    wired.pause();
+    wired.off('end', this.#ended);
+    wired.off('close', this.#closed);
+    wired.off('drain', this.#drained);
+    wired.off('data', this.#data);
+    const socket = takenOver.has(wired) ? handBack(wired) : wired;
+    if (unread.length > 0) socket.unshift(unread);
+    return socket;
+  }
+
+  readonly #data = (bytes: Buffer): void => this.#user.onBytes(bytes, 0, bytes.length);
+  readonly #ended = (): void => this.#user.onEnd();
+  readonly #closed = (): void => this.#user.onClose();
+  readonly #drained = (): void => this.#user.onDrain();
+
+  /** Called by the socket behind each read. */
+  #nextBuffer(): Buffer {
+    if (this.#bulk) {
+      if (this.#lease !== undefined && !this.#leaseTaken) return this.#current;
+      this.#leave();
+      this.#lease = spare.pop() ?? new Lease();
+      this.#current = this.#lease.bytes;
+    } else if (this.#lease !== undefined) {
+      this.#leave();
+      this.#current = shared;
+    }
+    return this.#current;
+  }
+
+  #leave(): void {
+    const lease = this.#lease;
+    this.#lease = undefined;
+    this.#leaseTaken = false;
+    if (lease === undefined) return;
+    lease.left = true;
+    lease.writes += 1;
+    lease.written();
+  }
+}
+
+function handOut(wire: SocketWire, user: WireUser, bytes: Buffer, length: number): void {
+  const before = reading;
+  reading = wire;
+  user.onBytes(bytes, 0, length);
+  reading = before;
+}
+
+function ignore(): void {}
+
+/** `Buffer.from` copies into a pool of 8 KiB where it can, which is what makes it fast. */
+function copied(bytes: Buffer, from: number, to: number): Buffer {
+  return Buffer.from(bytes.subarray(from, to));
+}
+
+/** Sockets that have the handle of another one. */
+const takenOver = new WeakSet<Socket>();
+
+type WithHandle = { _handle: unknown };
+
+/**
+ * A socket that reads into the buffers of `onread`, in place of an accepted one, which cannot be told to. Node documents
+ * `onread` only for connections that it makes; so whether this works is tried out at the start (see `canTakeOver`).
+ */
+export function takeOver(socket: Socket, onread?: SocketWire['onread']): Socket {
+  const from = socket as unknown as WithHandle;
+  const handle = from._handle;
+  from._handle = null;
+  const options = { handle, allowHalfOpen: true, ...(onread && { onread }) };
+  const taken = new Socket(options as ConstructorParameters<typeof Socket>[0]);
+  if (onread) takenOver.add(taken);
+  taken.once('close', () => socket.destroy());
+  socket.once('close', () => taken.destroy());
+  return taken;
+}
+
+/**
+ * An ordinary socket again in place of one that was taken over. Its handle goes on reading into a buffer that it is given,
+ * which cannot be taken back, so what comes is copied from there into the stream.
+ */
+function handBack(socket: Socket): Socket {
+  const buffer = Buffer.allocUnsafeSlow(MESSAGE_READ);
+  const back = takeOver(socket, {
+    buffer: () => buffer,
+    callback: (length, bytes) => back.push(Buffer.from(bytes.subarray(0, length))),
+  });
+  // Whoever reads or writes it notices; without a listener a client's reset would end the process.
+  back.on('error', ignore);
+  return back;
+}
