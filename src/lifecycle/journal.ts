@@ -71,7 +71,8 @@ export class LeaseJournal {
     try {
       const { files, unsure } = await this.#abandoned();
       // Whoever is silent then is dead. Not waited for, and over with the journal.
-      if (unsure) void pause(SILENCE + HEARTBEAT, signal).then(() => signal.aborted || this.sweep(revoke));
+      if (unsure)
+        void pause(SILENCE + HEARTBEAT, signal).then(() => (signal.aborted ? undefined : this.sweep(revoke)));
       await Promise.all(files.map((file) => this.#sweepFile(file, revoke, signal)));
     } catch (error) {
       if (!signal.aborted)

@@ -22,7 +22,7 @@ import {
 const host = 'db1.cabc.us-east-1.rds.amazonaws.com';
 const keys = { id: 'AKIAIOSFODNN7EXAMPLE', secret: randomBytes(20).toString('hex') };
 /** As long as those that STS hands out for a role with tags. */
-const sessionToken = randomBytes(800).toString('base64');
+const sessionToken = randomBytes(1000).toString('base64');
 const environment = {
   AWS_ACCESS_KEY_ID: keys.id,
   AWS_SECRET_ACCESS_KEY: keys.secret,

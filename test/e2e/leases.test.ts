@@ -40,7 +40,7 @@ interface Scene {
   readonly postgres: PostgresInfo;
   readonly onPostgres: DatabaseEngine;
   readonly onMySql: DatabaseEngine;
-  readonly mysql: ServiceOptions['config'];
+  readonly mysql: Readonly<Record<string, unknown>>;
 }
 
 const scene = shared(async (): Promise<Scene> => {
