@@ -48,7 +48,11 @@ describe('docs/errors.md', () => {
         .errorReply(new PosternError(code, '...'), '3fa2c1-17')
         .toString()
         .split('\r\n\r\n');
-      const { status, detail, session } = JSON.parse(body) as Record<string, unknown>;
+      const { status, detail, session } = JSON.parse(body) as {
+        status: number;
+        detail: string;
+        session: string;
+      };
       const [, told] = /^HTTP: (status `\d+`, `[^`]*`)/m.exec(sections.get(code) ?? '') ?? [];
       assert.equal(told, `status \`${status}\`, \`${detail}\``);
       assert.match(head, new RegExp(`^HTTP/1\\.1 ${status} [A-Z][A-Za-z ]+\r\n`));

@@ -25,7 +25,11 @@ async function scraped(): Promise<string[][]> {
     leases: [{ provider: 'vault' }],
     requests: [requests],
   };
-  const metrics = new Metrics('1.2.3', { services: () => [live] });
+  const metrics = new Metrics('1.2.3', {
+    *services() {
+      yield live;
+    },
+  });
   metrics.sessionEnded('db', {
     outcome: 'ok',
     admitted: true,

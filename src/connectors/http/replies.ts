@@ -19,6 +19,7 @@ const statuses: Readonly<Record<ErrorCode, number>> = {
   AUTH_NOT_ALLOWED: 502,
   TIMEOUT: 504,
   SHUTDOWN: 503,
+  SESSION_EXPIRED: 503,
   INTERNAL: 500,
 };
 

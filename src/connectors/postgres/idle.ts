@@ -21,7 +21,7 @@ const EXECUTE = letter('E');
 const COPY_DONE = letter('c');
 const COPY_FAIL = letter('f');
 /** Parse, Bind, Describe, Execute, Close, Flush: they wait for a Sync. */
-const extended: ReadonlySet<number> = new Set([...'PBDECH'].map(letter));
+const extended: ReadonlySet<number> = new Set(['P', 'B', 'D', 'E', 'C', 'H'].map(letter));
 
 /**
  * Follows a relayed session just far enough to know when nothing is under way: no question without its ReadyForQuery,

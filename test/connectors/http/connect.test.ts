@@ -39,6 +39,9 @@ async function scene(t: TestContext, how: Reading, permits: (address: string) =>
       localTls: undefined,
       loginTimeout: 2000,
       idleTimeout: 0,
+      maxSessionAge: 0,
+      drainTimeout: 1000,
+      onRotation: 'keep',
       admission: new Admission('s', 10),
       lend: () => assert.fail(),
       serve: async (each) => {

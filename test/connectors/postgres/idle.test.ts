@@ -24,7 +24,7 @@ const extended = (sql: string) => Buffer.concat([parse(sql), bind, execute]);
 /** What a client does, and the message types that end its part. */
 interface Act {
   readonly what: string;
-  readonly sends: readonly (Buffer | { readonly then: string; readonly sends: Buffer })[];
+  readonly sends: readonly (Buffer | { readonly after: string; readonly sends: Buffer })[];
   /** ReadyForQuery messages that come back in all. */
   readonly ready: number;
 }
@@ -74,13 +74,13 @@ const complete: readonly Act[] = [
     sends: [
       query('create temp table t (i int)'),
       query('copy t from stdin'),
-      { then: 'G', sends: Buffer.concat([copyData, copyDone]) },
+      { after: 'G', sends: Buffer.concat([copyData, copyDone]) },
     ],
     ready: 2,
   },
   {
     what: 'COPY from the client that it gives up',
-    sends: [query('create temp table t (i int)'), query('copy t from stdin'), { then: 'G', sends: copyFail }],
+    sends: [query('create temp table t (i int)'), query('copy t from stdin'), { after: 'G', sends: copyFail }],
     ready: 2,
   },
   {
@@ -88,8 +88,8 @@ const complete: readonly Act[] = [
     sends: [
       query('create temp table t (i int)'),
       query('copy t from stdin'),
-      { then: 'G', sends: encodeMessage('d', Buffer.from('no number\n')) },
-      { then: 'E', sends: copyDone },
+      { after: 'G', sends: encodeMessage('d', Buffer.from('no number\n')) },
+      { after: 'E', sends: copyDone },
     ],
     ready: 2,
   },
@@ -98,7 +98,7 @@ const complete: readonly Act[] = [
     sends: [
       query('create temp table t (i int)'),
       Buffer.concat([extended('copy t from stdin'), sync]),
-      { then: 'G', sends: Buffer.concat([copyData, copyDone, sync]) },
+      { after: 'G', sends: Buffer.concat([copyData, copyDone, sync]) },
     ],
     ready: 2,
   },
@@ -107,8 +107,8 @@ const complete: readonly Act[] = [
     sends: [
       query('create temp table t (i int)'),
       Buffer.concat([extended('copy t from stdin'), sync]),
-      { then: 'G', sends: encodeMessage('d', Buffer.from('no number\n')) },
-      { then: 'E', sends: sync },
+      { after: 'G', sends: encodeMessage('d', Buffer.from('no number\n')) },
+      { after: 'E', sends: sync },
     ],
     ready: 2,
   },
@@ -126,7 +126,7 @@ const underWay: readonly Act[] = [
   { what: 'a batch without its sync', sends: [Buffer.concat([extended('select 1'), flush])], ready: 0 },
   {
     what: 'a COPY from the client',
-    sends: [query('create temp table t (i int)'), query('copy t from stdin'), { then: 'G', sends: copyData }],
+    sends: [query('create temp table t (i int)'), query('copy t from stdin'), { after: 'G', sends: copyData }],
     ready: 1,
   },
   { what: 'half a message of the client', sends: [query('select 1').subarray(0, 9)], ready: 0 },
@@ -169,7 +169,7 @@ async function act(client: Peer, { sends, ready }: Act): Promise<void> {
   for (const [i, step] of sends.entries()) {
     if (Buffer.isBuffer(step)) client.send(step);
     else {
-      await readUntil(client, step.then);
+      await readUntil(client, step.after);
       client.send(step.sends);
     }
     const next = sends[i + 1];
