@@ -80,7 +80,11 @@ const complete: readonly Act[] = [
   },
   {
     what: 'COPY from the client that it gives up',
-    sends: [query('create temp table t (i int)'), query('copy t from stdin'), { after: 'G', sends: copyFail }],
+    sends: [
+      query('create temp table t (i int)'),
+      query('copy t from stdin'),
+      { after: 'G', sends: copyFail },
+    ],
     ready: 2,
   },
   {
@@ -126,7 +130,11 @@ const underWay: readonly Act[] = [
   { what: 'a batch without its sync', sends: [Buffer.concat([extended('select 1'), flush])], ready: 0 },
   {
     what: 'a COPY from the client',
-    sends: [query('create temp table t (i int)'), query('copy t from stdin'), { after: 'G', sends: copyData }],
+    sends: [
+      query('create temp table t (i int)'),
+      query('copy t from stdin'),
+      { after: 'G', sends: copyData },
+    ],
     ready: 1,
   },
   { what: 'half a message of the client', sends: [query('select 1').subarray(0, 9)], ready: 0 },
