@@ -83,6 +83,8 @@ const defaultPolicy: Policy = { ttl: undefined, maxStale: 0, linger: 10_000, rot
 const TTL_OF_PREPARED = 5000;
 /** How long a client waits for a provider that may not answer, where there is an alternative, in milliseconds. */
 const PATIENCE = 1000;
+/** How long it waits where the last attempt has failed and there is no alternative: whoever waits hears of it within a second. */
+const PATIENCE_WITHOUT_HOPE = 750;
 /** How often one login tries at most, whatever changes meanwhile, and how often with values that it was rejected with. */
 const MOST_TRIES = 10;
 const MOST_REPEATED = 3;
@@ -436,9 +438,9 @@ export class CredentialSource implements Disposable {
         // It may hang again: whoever comes waits for it a moment, and the next ones will find it landed.
         const flight = this.#flight ?? this.#takeOff();
         this.#keepAloft(flight);
-        return await this.#boardFor(began + PATIENCE - now, flight, signal, error);
+        return await this.#boardFor(began + PATIENCE_WITHOUT_HOPE - now, flight, signal, error);
       }
-      if (nextAttempt > began + PATIENCE) throw error;
+      if (nextAttempt > began + PATIENCE_WITHOUT_HOPE) throw error;
       await pause(nextAttempt - now, signal);
     }
   }

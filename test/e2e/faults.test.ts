@@ -90,11 +90,18 @@ describe('a secret store', () => {
       // What lived in its memory is gone after a restart.
       if (mends === 'restart')
         await bao.write(path, { data: { username: 'scram_user', password: canary.postgres } });
-      await served(port);
+      // Attempts back off: the next one may be a moment away.
+      await eventually('the store to be asked again', () =>
+        served(port).then(
+          () => true,
+          () => false,
+        ),
+      );
       assert.equal((await session.query('select 1')).rowCount, 1);
       await session.end();
       const failures = { provider: 'bao', outcome: 'PROVIDER_UNAVAILABLE' };
-      assert.equal(await postern.metric('postern_provider_requests_total', failures), 3);
+      const attempts = await postern.metric('postern_provider_requests_total', failures);
+      assert.ok(attempts >= 1 && attempts <= 5, `${attempts} attempts`);
     });
 
   it('that takes the connection and says nothing is given up before the login is', async (t) => {
