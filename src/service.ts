@@ -72,7 +72,7 @@ export class Service {
     const localTls = config.listenTls && (await loadServerContext(config.listenTls));
     const { loginTimeout, idleTimeout } = config.limits;
     const source = new CredentialSource(config.credentials, provider, {
-      policy: config.cache,
+      policy: { ...config.cache, ...(config.onRotation === 'keep' && { rotationCheck: 0 }) },
       log: log.child({ service: config.name }),
       leases,
       fetchTimeout: loginTimeout,

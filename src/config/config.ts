@@ -74,6 +74,8 @@ export interface CachePolicy {
   readonly linger: number;
   /** How long a rejected login may wait for a rotation that has not reached everybody. */
   readonly rotationGrace: number;
+  /** How often it is looked for another credential while sessions live that have to end for it; 0: never. */
+  readonly rotationCheck: number;
 }
 
 export interface AdminConfig {

@@ -686,6 +686,7 @@ function layerCache(
     maxStale: above.maxStale ?? below.maxStale,
     linger: above.linger ?? below.linger,
     rotationGrace: above.rotationGrace ?? below.rotationGrace,
+    rotationCheck: above.rotationCheck ?? below.rotationCheck,
   };
 }
 

@@ -60,6 +60,9 @@ const cacheFields = {
   rotationGrace: duration.describe(
     'How long a login whose credential the server rejects may wait for a rotation that has reached only one of server and store; 0s: it is fetched once more, and tried once more if it is another one by then.',
   ),
+  rotationCheck: duration.describe(
+    'How often the provider is asked for another credential while sessions live, with `onRotation: drain`: for nobody may log in meanwhile. 0s: a rotation is noticed with the next login.',
+  ),
 };
 
 /** `cache:` of the file, with its defaults. */
@@ -68,6 +71,7 @@ export const cache = z.strictObject({
   maxStale: cacheFields.maxStale.prefault('0s'),
   linger: cacheFields.linger.prefault('10s'),
   rotationGrace: cacheFields.rotationGrace.prefault('3s'),
+  rotationCheck: cacheFields.rotationCheck.prefault('15s'),
 });
 
 /** Some of it, to lay over that. */

@@ -26,6 +26,8 @@ export interface Policy {
   readonly maxStale: number;
   readonly linger: number;
   readonly rotationGrace: number;
+  /** How often to look for other values while sessions live on these; 0: never. */
+  readonly rotationCheck: number;
 }
 
 /** What a source tells the metrics. */
@@ -78,7 +80,13 @@ export interface SourceState {
   }[];
 }
 
-const defaultPolicy: Policy = { ttl: undefined, maxStale: 0, linger: 10_000, rotationGrace: 3000 };
+const defaultPolicy: Policy = {
+  ttl: undefined,
+  maxStale: 0,
+  linger: 10_000,
+  rotationGrace: 3000,
+  rotationCheck: 0,
+};
 /** For connectors that need the credential with every request, in milliseconds. */
 const TTL_OF_PREPARED = 5000;
 /** How long a client waits for a provider that may not answer, where there is an alternative, in milliseconds. */
@@ -125,7 +133,7 @@ export class CredentialSource implements Disposable {
   readonly #asking: Asking;
   readonly #derived = new DerivedKeys();
   readonly #prepared: Follower[] = [];
-  readonly #alarms = new Alarms<'refresh' | 'wipe' | 'linger'>();
+  readonly #alarms = new Alarms<'refresh' | 'wipe' | 'linger' | 'check'>();
   readonly #outage = new Outage();
   readonly #disputes = new Map<string, Dispute<Loan>>();
   /** Generations with leases that somebody still uses. */
@@ -718,7 +726,20 @@ export class CredentialSource implements Disposable {
           if (this.#inUse()) this.#refresh();
         });
     }
+    if (!leased) this.#checkLater(generation);
     for (const prepared of this.#prepared) prepared.follow(generation, this.#usableUntil(generation));
+  }
+
+  /** Sessions that have to end for other values would else live on until somebody logs in. */
+  #checkLater(generation: Generation): void {
+    const { rotationCheck } = this.#policy;
+    if (rotationCheck === 0) return;
+    this.#alarms.set('check', jittered(rotationCheck), () => {
+      if (generation.tenants === 0) return;
+      this.#refresh();
+      // Until an answer is there, which sets the next alarm.
+      this.#checkLater(generation);
+    });
   }
 
   /** Wipes the values; which ones they were is still known. */

@@ -25,6 +25,8 @@ export interface ServiceOptions {
   readonly credentials: Readonly<Record<string, unknown>>;
   readonly config?: Readonly<Record<string, unknown>>;
   readonly limits?: Readonly<Record<string, string | number>>;
+  readonly cache?: Readonly<Record<string, string>>;
+  readonly onRotation?: 'keep' | 'drain';
 }
 
 export interface Reference {
