@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { existsSync, globSync, readFileSync } from 'node:fs';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:https';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { describe, it } from 'node:test';
+import { describe, it, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
 import { exitCodes } from '../../src/cli/exit-codes.ts';
@@ -13,6 +16,7 @@ import { providers } from '../../src/providers/index.ts';
 import { lines } from '../config/files.ts';
 import { psql } from '../support/clients/psql.ts';
 import { Postern } from '../support/postern.ts';
+import { certificates } from '../support/servers/certificates.ts';
 import { mysqlClient } from '../support/servers/mysql-programs.ts';
 import { capture } from '../support/servers/process.ts';
 import { canary, type PostgresInfo, server } from '../support/servers.ts';
@@ -100,8 +104,26 @@ describe('README.md', () => {
     return command.replace('port=6432', `port=${port}`);
   };
 
-  it('leads to a working psql without a secret store', async () => {
-    const env = { APP_DB_USER: 'scram_user', APP_DB_PASSWORD: canary.postgres };
+  /** Does what the page says before its first configuration; gives the environment in which the secrets are found. */
+  const setSecrets = async (t: TestContext, values: Readonly<Record<string, string>>) => {
+    const folder = await mkdtemp(join(tmpdir(), 'postern-readme-'));
+    t.after(() => rm(folder, { recursive: true }));
+    const env = { XDG_CONFIG_HOME: folder };
+    const named = [...readme.matchAll(/\bpostern secret set ([\w/]+)/g)].map(([, name = '']) => name);
+    assert.deepEqual([...named].toSorted(), ['app/password', 'app/user', 'github']);
+    for (const [name, value] of Object.entries(values)) {
+      const words = ['secret', 'set', name];
+      const set = await capture(join(root, 'bin/postern'), words, {
+        env: { ...process.env, ...env },
+        input: `${value}\n`,
+      });
+      assert.equal(set.code, 0, set.stderr);
+    }
+    return env;
+  };
+
+  it('leads to a working psql without a secret store', async (t) => {
+    const env = await setSecrets(t, { 'app/user': 'scram_user', 'app/password': canary.postgres });
     await using postern = await Postern.start(quickStart(0, await server('postgres18'), []), { env });
     const answer = await psql([target(postern.port('app-db')), '-Atc', 'SELECT current_user']);
     assert.deepEqual([answer.stdout, answer.stderr], ['scram_user\n', '']);
@@ -127,14 +149,14 @@ describe('README.md', () => {
   });
 
   for (const kind of ['mysql9', 'mariadb11'] as const)
-    it(`leads to a working client of ${kind}`, async () => {
+    it(`leads to a working client of ${kind}`, async (t) => {
       const { port, ca, database } = await server(kind);
       const user = kind === 'mysql9' ? 'sha2_user' : 'ed_user';
       const yaml = (configurations('README.md')[0] ?? '')
         .replace('connector: postgres', 'connector: mysql')
         .replace('tcp://127.0.0.1:6432', 'tcp://127.0.0.1:0')
         .replace('host: db.example.com', `host: localhost\n      port: ${port}\n      tls: { ca: ${ca} }`);
-      const env = { APP_DB_USER: user, APP_DB_PASSWORD: canary.mysql };
+      const env = await setSecrets(t, { 'app/user': user, 'app/password': canary.mysql });
       await using postern = await Postern.start(yaml, { env });
       const { command, env: itsOwn } = await mysqlClient(kind);
       const [program, ...first] = command;
@@ -151,6 +173,29 @@ describe('README.md', () => {
       assert.equal(warned.stdout, `${user}@%\n`);
       assert.match(warned.stderr, /^WARNING: option --ssl-verify-server-cert is disabled/);
     });
+
+  it('leads to a curl that an API knows', async (t) => {
+    const token = 's3cr3t-of-an-api';
+    const { ca, server: own } = await certificates();
+    const api = createServer(
+      { cert: await readFile(own.cert), key: await readFile(own.key) },
+      (asked, answer) => answer.end(`${asked.url} ${asked.headers.authorization === `Bearer ${token}`}`),
+    );
+    t.after(() => api.close());
+    await once(api.listen(0, '127.0.0.1'), 'listening');
+    const yaml = (configurations('README.md')[2] ?? '')
+      .replace('tcp://127.0.0.1:8080', 'tcp://127.0.0.1:0')
+      .replace(
+        'https://api.github.com',
+        `https://localhost:${(api.address() as AddressInfo).port}\n      tls: { ca: ${ca} }`,
+      );
+    const env = await setSecrets(t, { github: token });
+    await using postern = await Postern.start(yaml, { env });
+    const url = /^curl (http:\/\/localhost:8080\/user)$/m.exec(readme)?.[1] ?? '';
+    const asked = await capture('curl', ['-sS', url.replace('8080', String(postern.port('github')))]);
+    assert.deepEqual([asked.stdout, asked.stderr], ['/user true', '']);
+    assert.equal(postern.output.includes(token), false);
+  });
 
   it('says that every connector and provider works that is there', () => {
     const working = [...readme.matchAll(/^\| (`[^|]*) \| Works?\b/gm)]
