@@ -30,7 +30,7 @@ export interface NewToken {
 type Approle = Extract<AuthSettings, { method: 'approle' }>;
 
 /** A refused login is not tried again with the same values before this; each time twice as long, up to the last. */
-const backoff = { PROVIDER_FAILED: [1000, 60_000], PROVIDER_UNAVAILABLE: [200, 2000] } as const;
+const backoff = { PROVIDER_FAILED: [1000, 10_000], PROVIDER_UNAVAILABLE: [200, 2000] } as const;
 
 /** Gets tokens: by a login, from a file, from a variable. */
 export class Logins {
