@@ -1,7 +1,11 @@
+import { exitCodes } from './cli/exit-codes.ts';
 import { main } from './cli/index.ts';
+import { givesSecretsAway } from './cli/surroundings.ts';
 
 // Node opens its debugger at a SIGUSR1 that nobody listens for, and through it every secret could be read. The flag
 // that forbids it (--disable-sigusr1) would also keep the signal from reloading, as it does in Secretless.
 process.on('SIGUSR1', () => {});
 
-process.exitCode = await main(process.argv.slice(2));
+const danger = givesSecretsAway(process.env, process.execArgv);
+if (danger !== undefined) process.stderr.write(`postern: ${danger}\n`);
+process.exitCode = danger === undefined ? await main(process.argv.slice(2)) : exitCodes.usage;

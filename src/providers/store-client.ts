@@ -122,7 +122,12 @@ export class StoreClient {
     const now = this.#options.tls?.fingerprint() ?? '';
     if (this.#tls?.fingerprint === now) return this.#tls.agent;
     try {
-      const options = { minVersion: 'TLSv1.2', ...this.#options.tls?.load() } as const;
+      // Said, because Node takes what is not said from NODE_TLS_REJECT_UNAUTHORIZED.
+      const options = {
+        minVersion: 'TLSv1.2',
+        rejectUnauthorized: true,
+        ...this.#options.tls?.load(),
+      } as const;
       // Says now what a connection would only say later: a file that is no certificate, a key that is not its key.
       if (this.#options.tls) createSecureContext(options);
       const agent = new TlsAgent({ ...this.#pooled, ...options });
