@@ -58,7 +58,7 @@ const cacheFields = {
     'How long a leased credential is kept after its last session has ended; then its lease is revoked.',
   ),
   rotationGrace: duration.describe(
-    'How long a login whose credential the server rejects may wait for a rotation that has reached only one of server and store; 0s: it is fetched once more, and tried once more if it is another one by then.',
+    'How long a login whose credential the server rejects may wait for a rotation that has reached only one of server and store, where the server has taken one before; 0s: it is fetched once more, and tried once more if it is another one by then.',
   ),
   rotationCheck: duration.describe(
     'How often the provider is asked for another credential while sessions live, with `onRotation: drain`: for nobody may log in meanwhile. 0s: a rotation is noticed with the next login.',

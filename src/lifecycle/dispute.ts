@@ -35,7 +35,8 @@ export class Dispute<Loan> {
   /** How many questions there had been: what a later one brings was read later. */
   readonly flights: number;
   readonly openedAt = performance.now();
-  readonly #grace: number;
+  /** Milliseconds; 0: the store is asked once, and that is all. */
+  readonly grace: number;
   readonly #alarms = new Alarms<'retry' | 'end'>();
   readonly #waiters = new Set<Waiter<Loan>>();
   #error: PosternError;
@@ -56,7 +57,7 @@ export class Dispute<Loan> {
     this.fingerprint = fingerprint;
     this.flights = flights;
     this.#error = error;
-    this.#grace = grace;
+    this.grace = grace;
     if (grace === 0) return;
     this.#alarms.set('end', grace, () => this.#endGrace());
     this.#armRetry();
@@ -130,7 +131,7 @@ export class Dispute<Loan> {
       }
     } else {
       if (outcome !== 'undecided') this.#error = outcome;
-      if (this.#graceOver) this.#endGrace();
+      if (this.graceOver) this.#endGrace();
       else this.#armRetry();
     }
   }
@@ -158,7 +159,7 @@ export class Dispute<Loan> {
   #armRetry(): void {
     const [share] = this.#retries;
     if (share === undefined || this.#leading || this.#retryDue) return;
-    const wait = this.openedAt + share * this.#grace - performance.now();
+    const wait = this.openedAt + share * this.grace - performance.now();
     this.#alarms.set('retry', Math.max(0, wait), () => {
       this.#retryDue = true;
       this.#appoint();
@@ -181,7 +182,7 @@ export class Dispute<Loan> {
   }
 
   #endGrace(): void {
-    this.#graceOver = true;
+    this.graceOver = true;
     if (this.#leading) return;
     this.#bad = true;
     this.#over.abort();

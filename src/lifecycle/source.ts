@@ -151,6 +151,8 @@ export class CredentialSource implements Disposable {
   /** Whether anybody has used the values since they were fetched. */
   #used = false;
   #lastReplacement = Number.NEGATIVE_INFINITY;
+  /** Whether the upstream has taken credentials of this service before. */
+  #everAccepted = false;
 
   constructor(
     references: ReadonlyMap<string, SourceReference>,
@@ -332,7 +334,13 @@ export class CredentialSource implements Disposable {
     }
   }
 
+  /** Where the upstream has never taken anything, no rotation is under way: it is set up wrongly, and says so at once. */
+  get #grace(): number {
+    return this.#everAccepted ? this.#policy.rotationGrace : 0;
+  }
+
   #accepted({ fingerprint }: Generation, login: Login, started: number): void {
+    this.#everAccepted = true;
     const dispute = this.#disputes.get(fingerprint);
     // A login that began before the first rejection proves nothing.
     if (dispute && dispute.openedAt <= started) {
@@ -345,7 +353,7 @@ export class CredentialSource implements Disposable {
 
   /** Notes a rejection; throws it when the login has had its tries. */
   #rejected(generation: Generation, login: Login, error: PosternError): void {
-    const { rotationGrace } = this.#policy;
+    const grace = this.#grace;
     const { fingerprint } = generation;
     login.rejection = error;
     login.tries += 1;
@@ -361,8 +369,7 @@ export class CredentialSource implements Disposable {
     if (known && !replace) login.dispute = known;
     else if (known || this.#holding?.generation === generation) login.dispute = this.#open(generation, error);
     // Others may be accepted with what this login is rejected with: it is about what it asks for, then.
-    const over =
-      rotationGrace > 0 ? login.tries >= MOST_TRIES || login.repeated >= MOST_REPEATED : login.tries >= 2;
+    const over = grace > 0 ? login.tries >= MOST_TRIES || login.repeated >= MOST_REPEATED : login.tries >= 2;
     if (!over) return;
     this.#observer.rejected?.('refused');
     throw error;
@@ -376,7 +383,7 @@ export class CredentialSource implements Disposable {
       this.#disputes.delete(oldest);
       dispute.failed(dispute.error);
     }
-    const dispute = new Dispute<Loan>(fingerprint, error, this.#flights, this.#policy.rotationGrace);
+    const dispute = new Dispute<Loan>(fingerprint, error, this.#flights, this.#grace);
     this.#disputes.set(fingerprint, dispute);
     if (leases.length === 0 && this.#holding?.generation.fingerprint === fingerprint) this.#forget();
     return dispute;
@@ -395,7 +402,7 @@ export class CredentialSource implements Disposable {
       } else if (!leased) await this.#askFor(dispute);
       dispute.polled = true;
       if (!dispute.undecided) break;
-      if (this.#policy.rotationGrace === 0) {
+      if (dispute.grace === 0) {
         this.#disputes.delete(dispute.fingerprint);
         dispute.giveUp();
       }

@@ -118,13 +118,13 @@ describe('a kept value', () => {
   });
 
   it('that is used is fetched before its ttl is over, so that nobody waits; one that nobody uses is not', async () => {
-    const { store, ask, lent, source } = scene({ ttl: 200 });
+    const { store, ask, lent, source } = scene({ ttl: 800 });
     await ask();
     await until('the refresh', () => store.asked === 2);
     await ask();
     await until('the next refresh', () => store.asked === 3);
     assert.deepEqual(lent, ['provider', 'cache']);
-    await sleep(400);
+    await sleep(1600);
     assert.equal(store.asked, 3, 'nobody has used it since');
     assert.equal(source.describe().state, 'empty');
     source[Symbol.dispose]();
@@ -361,7 +361,8 @@ describe('a lease', () => {
 
 describe('a login that the server rejects while a rotation is under way', () => {
   it('waits until the store follows the server', async () => {
-    const { store, source } = scene();
+    const { store, source, ask } = scene();
+    await ask();
     setTimeout(() => (store.value = 'second'), 300);
     const lent = await source.lend(
       (credentials) =>
@@ -372,7 +373,8 @@ describe('a login that the server rejects while a rotation is under way', () => 
   });
 
   it('waits until the server follows the store, and one tries for all', async () => {
-    const { source } = scene();
+    const { source, ask } = scene();
+    await ask();
     let accepts = false;
     let tries = 0;
     setTimeout(() => (accepts = true), 300);
@@ -390,7 +392,8 @@ describe('a login that the server rejects while a rotation is under way', () => 
   });
 
   it('is refused after the grace, and whoever comes with the same is refused at once and tries once a second', async () => {
-    const { source, store } = scene({ rotationGrace: 300 });
+    const { source, store, ask } = scene({ rotationGrace: 300 });
+    await ask();
     let tries = 0;
     const logIn = () =>
       source.lend(() => {
@@ -414,8 +417,23 @@ describe('a login that the server rejects while a rotation is under way', () => 
     assert.equal(source.describe().rejected, false);
   });
 
+  it('is refused at once where the server has never taken anything: no rotation is under way', async () => {
+    const { source, store } = scene({ rotationGrace: 10_000 });
+    const started = performance.now();
+    let tries = 0;
+    const logIn = () =>
+      source.lend(() => {
+        tries += 1;
+        return Promise.reject(rejection());
+      }, patient);
+    await assert.rejects(logIn(), { code: 'UPSTREAM_REJECTED' });
+    assert.ok(performance.now() - started < 2000);
+    assert.deepEqual([tries, store.asked], [1, 2]);
+  });
+
   it('comes in again when the server takes the same value after the grace', async () => {
-    const { source } = scene({ rotationGrace: 100 });
+    const { source, ask } = scene({ rotationGrace: 100 });
+    await ask();
     await assert.rejects(source.lend(() => Promise.reject(rejection()), patient));
     await sleep(1100);
     assert.equal(await source.lend(text, patient), 'first');
@@ -423,7 +441,8 @@ describe('a login that the server rejects while a rotation is under way', () => 
   });
 
   it('for what it asks alone does not shut out the others', async () => {
-    const { source } = scene();
+    const { source, ask } = scene();
+    await ask();
     const odd = source.lend(() => Promise.reject(rejection()), patient);
     await new Promise(setImmediate);
     const started = performance.now();
