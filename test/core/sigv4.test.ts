@@ -1,70 +1,117 @@
 import assert from 'node:assert/strict';
+import { hash } from 'node:crypto';
 import { describe, it } from 'node:test';
 import { Sha256 } from '@aws-crypto/sha256-js';
 import { SignatureV4 } from '@smithy/signature-v4';
 import fc from 'fast-check';
 
+import { percentEncodeText } from '../../src/core/bytes.ts';
 import {
   amzDate,
   authorizationOf,
   canonicalPath,
   canonicalQuery,
-  emptyPayload,
+  emptyHash,
   presignedQuery,
-  sha256Hex,
-  signV4,
+  type QueryParameters,
+  type SignedField,
+  SigningKeys,
 } from '../../src/core/sigv4.ts';
 
-// The key of AWS's own published examples.
-const identity = () => ({
+/** AWS's own public example. */
+const example = {
   accessKeyId: 'AKIAIOSFODNN7EXAMPLE',
-  secretAccessKey: Buffer.from('wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY'),
-});
+  secretAccessKey: 'wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY',
+};
+
 const at = '20260102T030405Z';
+/** UTF-8 as a text of bytes. */
+const latin1 = (text: string) => Buffer.from(text).toString('latin1');
+
+function authorizationFor(about: {
+  readonly method?: string;
+  readonly path: string;
+  readonly parameters?: QueryParameters;
+  readonly headers: readonly SignedField[];
+  readonly payload?: string;
+  readonly time: string;
+  readonly region: string;
+  readonly service: string;
+}): string {
+  using keys = new SigningKeys(Buffer.from(example.secretAccessKey));
+  const { time, region, service } = about;
+  return authorizationOf(
+    {
+      method: about.method ?? 'GET',
+      path: canonicalPath(about.path, service),
+      query: canonicalQuery(about.parameters ?? []),
+      headers: about.headers,
+      payload: about.payload ?? emptyHash,
+      time,
+      scope: { region, service },
+    },
+    example.accessKeyId,
+    keys,
+  );
+}
+
+function signatureOf(about: Parameters<typeof authorizationFor>[0]): string | undefined {
+  return /Signature=(.*)/.exec(authorizationFor(about))?.[1];
+}
 
 describe('a signature of version 4', () => {
-  it("is that of AWS's published example of S3", () => {
-    const signed = signV4(
-      {
-        method: 'GET',
-        path: canonicalPath('/test.txt', 's3'),
-        query: '',
-        headers: [
-          ['Host', 'examplebucket.s3.amazonaws.com'],
-          ['Range', 'bytes=0-9'],
-          ['x-amz-content-sha256', emptyPayload],
-          ['x-amz-date', '20130524T000000Z'],
-        ],
-        payloadHash: emptyPayload,
-      },
-      identity(),
-      { region: 'us-east-1', service: 's3' },
-      '20130524T000000Z',
-    );
-    assert.equal(
-      authorizationOf(signed),
-      'AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request, SignedHeaders=host;range;x-amz-content-sha256;x-amz-date, Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41',
-    );
+  it("is that of AWS's example of a GET from S3", () => {
+    const signature = signatureOf({
+      path: '/test.txt',
+      headers: [
+        ['host', 'examplebucket.s3.amazonaws.com'],
+        ['range', 'bytes=0-9'],
+        ['x-amz-content-sha256', emptyHash],
+        ['x-amz-date', '20130524T000000Z'],
+      ],
+      time: '20130524T000000Z',
+      region: 'us-east-1',
+      service: 's3',
+    });
+    assert.equal(signature, 'f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41');
   });
 
-  it('is that of a request to Secrets Manager', () => {
-    const { signature } = signV4(
-      {
-        method: 'POST',
-        path: '/',
-        query: '',
-        headers: [
-          ['content-type', 'application/x-amz-json-1.1'],
-          ['host', 'secretsmanager.us-east-1.amazonaws.com'],
-          ['x-amz-date', at],
-          ['x-amz-target', 'secretsmanager.GetSecretValue'],
-        ],
-        payloadHash: sha256Hex('{"SecretId":"prod/db"}'),
-      },
-      identity(),
-      { region: 'us-east-1', service: 'secretsmanager' },
-      at,
-    );
+  it("is that of AWS's example of a PUT in chunks to S3", () => {
+    const signature = signatureOf({
+      method: 'PUT',
+      path: '/examplebucket/chunkObject.txt',
+      headers: [
+        ['content-encoding', 'aws-chunked'],
+        ['content-length', '66824'],
+        ['host', 's3.amazonaws.com'],
+        ['x-amz-content-sha256', 'STREAMING-AWS4-HMAC-SHA256-PAYLOAD'],
+        ['x-amz-date', '20130524T000000Z'],
+        ['x-amz-decoded-content-length', '66560'],
+        ['x-amz-storage-class', 'REDUCED_REDUNDANCY'],
+      ],
+      payload: 'STREAMING-AWS4-HMAC-SHA256-PAYLOAD',
+      time: '20130524T000000Z',
+      region: 'us-east-1',
+      service: 's3',
+    });
+    assert.equal(signature, '4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9');
+  });
+
+  it('is that of a question to Secrets Manager', () => {
+    const signature = signatureOf({
+      method: 'POST',
+      path: '/',
+      headers: [
+        ['content-type', 'application/x-amz-json-1.1'],
+        ['host', 'secretsmanager.us-east-1.amazonaws.com'],
+        ['x-amz-date', '20260102T030405Z'],
+        ['x-amz-target', 'secretsmanager.GetSecretValue'],
+      ],
+      payload: hash('sha256', '{"SecretId":"prod/db"}'),
+      time: '20260102T030405Z',
+      region: 'us-east-1',
+      service: 'secretsmanager',
+    });
     assert.equal(signature, 'e87bfb1876436a3d488c0904a281228dc9823c1797cf014e2859df8fb3ee8790');
   });
 
@@ -80,18 +127,32 @@ describe('a signature of version 4', () => {
     it(`is that of RDS's token of "${user}"`, () => {
       const host = `db1.cabc.us-east-1.rds.amazonaws.com:${port}`;
       const parameters = [['Action', 'connect'] as const, ['DBUser', user] as const];
+      const scope = { region: 'us-east-1', service: 'rds-db' };
+      using keys = new SigningKeys(Buffer.from(example.secretAccessKey));
       const query = presignedQuery(
-        { method: 'GET', path: '/', host, parameters, expires: 900, sessionToken },
-        identity(),
-        { region: 'us-east-1', service: 'rds-db' },
-        at,
+        { method: 'GET', path: '/', host, parameters, expires: 900, sessionToken, time: at, scope },
+        example.accessKeyId,
+        keys,
       );
       assert.equal(query.split('&X-Amz-Signature=')[1], signature);
     });
 
+  it('overwrites the keys that it has made', () => {
+    const keys = new SigningKeys(Buffer.from('c4nary'));
+    const made = Array.from({ length: 20 }, (_, day) =>
+      keys.get(String(20130500 + day), { region: 'us-east-1', service: 's3' }),
+    );
+    assert.ok(made.slice(0, 16).every((key) => key.every((byte) => byte === 0)));
+    assert.ok(made.slice(16).every((key) => key.some((byte) => byte !== 0)));
+    keys[Symbol.dispose]();
+    assert.ok(made.every((key) => key.every((byte) => byte === 0)));
+  });
+
   it('signs the wire path of S3, and of all others one that is normalised and encoded once more', () => {
     assert.equal(canonicalPath('/my%20dir/x%2Fy', 's3'), '/my%20dir/x%2Fy');
     assert.equal(canonicalPath('/a//b/../c', 's3'), '/a//b/../c');
+    assert.equal(canonicalPath('/a+b(%c3)', 's3'), '/a%2Bb%28%C3%29');
+    assert.equal(canonicalPath('', 's3'), '/');
     assert.equal(canonicalPath('/my%20dir/x%2Fy', 'ssm'), '/my%2520dir/x%252Fy');
     assert.equal(canonicalPath('/a//b/./../c/', 'ssm'), '/a/c/');
     assert.equal(canonicalPath('', 'ssm'), '/');
@@ -104,7 +165,7 @@ describe('a signature of version 4', () => {
         ['b', ''],
         ['a', "!'()* ~"],
         ['a', 'Z'],
-        ['B', 'é'],
+        ['B', latin1('é')],
       ]),
       'B=%C3%A9&a=%21%27%28%29%2A%20~&a=Z&b=',
     );
@@ -123,13 +184,11 @@ describe('a signature of version 4', () => {
         fc.string(),
         fc.constantFrom('s3', 'ssm'),
         async (method, segments, query, extra, body, service) => {
-          const path = `/${segments.map((text) => encodeURIComponent(text)).join('/')}`;
+          // As an SDK writes it: of S3's path the reference signs what it is given.
+          const path = `/${segments.map((text) => percentEncodeText(latin1(text))).join('/')}`;
           const headers = { host: 'example.amazonaws.com', ...extra };
           const reference = new SignatureV4({
-            credentials: {
-              accessKeyId: identity().accessKeyId,
-              secretAccessKey: 'wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY',
-            },
+            credentials: example,
             region: 'eu-west-1',
             service,
             sha256: Sha256,
@@ -140,19 +199,17 @@ describe('a signature of version 4', () => {
             { method, protocol: 'https:', hostname: 'example.amazonaws.com', path, query, headers, body },
             { signingDate: new Date('2026-01-02T03:04:05Z') },
           );
-          const ours = signV4(
-            {
-              method,
-              path: canonicalPath(path, service),
-              query: canonicalQuery(Object.entries(query)),
-              headers: Object.entries({ ...headers, 'x-amz-date': at }),
-              payloadHash: sha256Hex(body),
-            },
-            identity(),
-            { region: 'eu-west-1', service },
-            at,
-          );
-          assert.equal(authorizationOf(ours), theirs.headers['authorization']);
+          const ours = authorizationFor({
+            method,
+            path,
+            parameters: Object.entries(query).map(([name, value]) => [latin1(name), latin1(value)]),
+            headers: Object.entries({ ...headers, 'x-amz-date': at }),
+            payload: hash('sha256', body),
+            time: at,
+            region: 'eu-west-1',
+            service,
+          });
+          assert.equal(ours, theirs.headers['authorization']);
         },
       ),
       { numRuns: 200 },
@@ -160,6 +217,6 @@ describe('a signature of version 4', () => {
   });
 
   it('writes the time as AWS wants it', () => {
-    assert.equal(amzDate(new Date('2026-01-02T03:04:05.678Z')), at);
+    assert.equal(amzDate(Date.parse('2026-01-02T03:04:05.678Z')), at);
   });
 });

@@ -1,5 +1,7 @@
+import { hash } from 'node:crypto';
+
 import { type ErrorCode } from '../../core/errors.ts';
-import { amzDate, authorizationOf, canonicalPath, sha256Hex, signV4 } from '../../core/sigv4.ts';
+import { amzDate, authorizationOf, canonicalPath } from '../../core/sigv4.ts';
 import type { Answer } from '../exchange.ts';
 import type { ProviderContext } from '../provider.ts';
 import { isPassing, jsonOf, publicLine, StoreClient } from '../store-client.ts';
@@ -85,11 +87,11 @@ export class AwsClient {
     const bytes = Buffer.from(JSON.stringify(body));
     return await this.chain.lend(async (credentials) => {
       const headers = (): Record<string, string> => {
-        const date = amzDate(new Date(Date.now() + this.#skew));
+        const time = amzDate(Date.now() + this.#skew);
         const token = credentials.sessionToken();
         const signed = {
           'content-type': 'application/x-amz-json-1.1',
-          'x-amz-date': date,
+          'x-amz-date': time,
           'x-amz-target': target,
           ...(token === undefined ? {} : { 'x-amz-security-token': token }),
         };
@@ -98,10 +100,12 @@ export class AwsClient {
           path: canonicalPath(url.pathname, service),
           query: '',
           headers: Object.entries({ ...signed, host: url.host }),
-          payloadHash: sha256Hex(bytes),
+          payload: hash('sha256', bytes),
+          time,
+          scope: { region, service },
         };
-        const signature = signV4(request, credentials.identity(), { region, service }, date);
-        return { ...signed, authorization: authorizationOf(signature) };
+        using keys = credentials.signingKeys();
+        return { ...signed, authorization: authorizationOf(request, credentials.accessKeyId, keys) };
       };
       const call = { method: 'POST', url, headers, body: bytes, purpose } as const;
       const overloaded = (answer: Answer) => throttling.has(codeOf(answer));

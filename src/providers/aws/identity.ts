@@ -1,4 +1,5 @@
 import { Secret } from '../../core/secret.ts';
+import { SigningKeys } from '../../core/sigv4.ts';
 import type { Obtained } from '../expiring.ts';
 
 /** Who signs requests to AWS. */
@@ -18,8 +19,9 @@ export class AwsCredentials implements Disposable {
     return this.#sessionToken?.reveal().toString('latin1');
   }
 
-  identity(): { readonly accessKeyId: string; readonly secretAccessKey: Buffer } {
-    return { accessKeyId: this.accessKeyId, secretAccessKey: this.secretAccessKey.reveal() };
+  /** The caller disposes of them. */
+  signingKeys(): SigningKeys {
+    return new SigningKeys(this.secretAccessKey.reveal());
   }
 
   equals(other: AwsCredentials): boolean {

@@ -30,8 +30,9 @@ export function openRdsIam(settings: CommonSettings, context: ProviderContext): 
     const { user, host, port } = target;
     const region = await regionOf(host, signal);
     return await chain.lend(async (credentials, expiresAt) => {
-      const now = new Date();
+      const now = Date.now();
       const place = `${host}:${port}`;
+      using keys = credentials.signingKeys();
       const query = presignedQuery(
         {
           method: 'GET',
@@ -39,20 +40,22 @@ export function openRdsIam(settings: CommonSettings, context: ProviderContext): 
           host: place,
           parameters: [
             ['Action', 'connect'],
-            ['DBUser', user],
+            // As the bytes of UTF-8, which are what is signed.
+            ['DBUser', Buffer.from(user, 'utf8').toString('latin1')],
           ],
           expires: lifeSeconds,
           sessionToken: credentials.sessionToken(),
+          time: amzDate(now),
+          scope: { region, service: 'rds-db' },
         },
-        credentials.identity(),
-        { region, service: 'rds-db' },
-        amzDate(now),
+        credentials.accessKeyId,
+        keys,
       );
       const text = `${place}/?${query}`;
       const bytes = Buffer.allocUnsafeSlow(Buffer.byteLength(text));
       bytes.write(text, 'latin1');
       // It dies with the credentials that signed it.
-      const end = Math.min(now.getTime() + lifeSeconds * 1000, expiresAt);
+      const end = Math.min(now + lifeSeconds * 1000, expiresAt);
       return await Promise.resolve({ secret: new Secret(bytes), end });
     }, signal);
   }

@@ -1,6 +1,6 @@
+import { decodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { JsonBytes } from '../../core/json-bytes.ts';
-import { decodeBase64 } from '../base64.ts';
 import { splitField, takeFields } from '../json-field.ts';
 import type { Provider, ProviderContext } from '../provider.ts';
 import { jsonOf } from '../store-client.ts';

@@ -1,9 +1,8 @@
-import { randomUUID } from 'node:crypto';
-
+import { hash, randomUUID } from 'node:crypto';
+import { formOf } from '../../core/bytes.ts';
 import type { PosternError } from '../../core/errors.ts';
-import { amzDate, authorizationOf, canonicalPath, sha256Hex, signV4 } from '../../core/sigv4.ts';
+import { amzDate, authorizationOf, canonicalPath } from '../../core/sigv4.ts';
 import type { Answer } from '../exchange.ts';
-import { formOf } from '../form-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import { withoutLineEnd } from '../secret-file.ts';
 import { isPassing, type StoreClient } from '../store-client.ts';
@@ -38,11 +37,11 @@ export async function assumeRole(
   });
   const purpose = `assuming the role ${roleArn}`;
   const headers = (): Record<string, string> => {
-    const date = amzDate(new Date());
+    const time = amzDate(Date.now());
     const token = signer?.sessionToken();
     const common = {
       'content-type': 'application/x-www-form-urlencoded; charset=utf-8',
-      'x-amz-date': date,
+      'x-amz-date': time,
       ...(token === undefined ? {} : { 'x-amz-security-token': token }),
     };
     if (!signer) return common;
@@ -51,10 +50,12 @@ export async function assumeRole(
       path: canonicalPath(url.pathname, 'sts'),
       query: '',
       headers: Object.entries({ ...common, host: url.host }),
-      payloadHash: sha256Hex(body),
+      payload: hash('sha256', body),
+      time,
+      scope: { region, service: 'sts' },
     };
-    const signature = signV4(request, signer.identity(), { region, service: 'sts' }, date);
-    return { ...common, authorization: authorizationOf(signature) };
+    using keys = signer.signingKeys();
+    return { ...common, authorization: authorizationOf(request, signer.accessKeyId, keys) };
   };
   const overloaded = (answer: Answer) => /Throttl|IDPCommunicationError/.test(codeOf(answer));
   try {

@@ -1,8 +1,8 @@
+import { formOf } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { Secret } from '../../core/secret.ts';
 import { ScopedTokens, tokenOf } from '../bearer.ts';
 import type { Obtained } from '../expiring.ts';
-import { formOf } from '../form-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import { readSecretFile, withoutLineEnd } from '../secret-file.ts';
 import type { StoreCall, StoreClient } from '../store-client.ts';

@@ -1,9 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
-
+import { decodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
-import { decodeBase64 } from '../base64.ts';
 import { whyAborted } from '../deadline.ts';
 import type { Answer } from '../exchange.ts';
 import { Expiring, type Obtained } from '../expiring.ts';

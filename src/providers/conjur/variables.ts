@@ -1,6 +1,6 @@
+import { decodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { JsonBytes } from '../../core/json-bytes.ts';
-import { decodeBase64 } from '../base64.ts';
 import type { Answer } from '../exchange.ts';
 import { isPassing, jsonOf, publicLine, type StoreCall, type StoreClient } from '../store-client.ts';
 import type { Tokens } from './tokens.ts';

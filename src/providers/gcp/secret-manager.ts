@@ -1,4 +1,4 @@
-import { decodeBase64 } from '../base64.ts';
+import { decodeBase64 } from '../../core/bytes.ts';
 import { callWithToken } from '../bearer.ts';
 import type { Answer } from '../exchange.ts';
 import { splitField, takeFields } from '../json-field.ts';

@@ -1,13 +1,12 @@
 import { createPrivateKey, sign } from 'node:crypto';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-
+import { formOf } from '../../core/bytes.ts';
 import { type ErrorCode, PosternError, reasonOf } from '../../core/errors.ts';
 import { JsonBytes } from '../../core/json-bytes.ts';
 import type { Secret } from '../../core/secret.ts';
 import { authorization, checkedToken, ScopedTokens, tokenOf } from '../bearer.ts';
 import type { Obtained } from '../expiring.ts';
-import { formOf } from '../form-bytes.ts';
 import type { ProviderContext } from '../provider.ts';
 import { readSecretFile, withoutLineEnd } from '../secret-file.ts';
 import { isPassing, jsonOf, type StoreCall, type StoreClient } from '../store-client.ts';

@@ -1,9 +1,8 @@
 import { delimiter, dirname, resolve } from 'node:path';
 import { parse } from 'yaml';
 import * as z from 'zod';
-
+import { decodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
-import { decodeBase64 } from '../base64.ts';
 import type { ProviderContext } from '../provider.ts';
 import { readSecretFile } from '../secret-file.ts';
 import { type Cluster, type Login, type Pem, readTls, tokenFrom, tokenIn } from './cluster.ts';

@@ -1,7 +1,7 @@
+import { decodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
-import { decodeBase64 } from '../base64.ts';
 import { untilAborted } from '../deadline.ts';
 import type { Provider, ProviderContext } from '../provider.ts';
 import { withoutLineEnd } from '../secret-file.ts';

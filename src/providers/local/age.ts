@@ -1,8 +1,7 @@
 import { createCipheriv, createDecipheriv, randomBytes, scrypt, webcrypto } from 'node:crypto';
 import type { Decrypter, Encrypter, Identity, Recipient, Stanza } from 'age-encryption';
-
+import { decodeBase64, encodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
-import { decodeBase64, encodeBase64 } from '../base64.ts';
 import { decodeBech32, encodeBech32 } from './bech32.ts';
 
 /** The format of age (age-encryption.org/v1) as Postern uses it: one small file, opened and sealed in memory. */

@@ -4,10 +4,9 @@ import { type FileHandle, mkdir, open, readFile, realpath, rename, stat, unlink 
 import { hostname } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-
+import { decodeBase64, encodeBase64 } from '../../core/bytes.ts';
 import { PosternError, reasonOf } from '../../core/errors.ts';
 import { JsonBytes, jsonObject } from '../../core/json-bytes.ts';
-import { decodeBase64, encodeBase64 } from '../base64.ts';
 import { untilAborted, whyAborted } from '../deadline.ts';
 import type { KeychainItems } from '../keychain.ts';
 import { readSecretFile, type SecretFile, withoutLineEnd } from '../secret-file.ts';

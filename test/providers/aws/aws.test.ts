@@ -349,33 +349,41 @@ describe("the chain of AWS's credentials", () => {
 describe('the provider "rds-iam"', () => {
   const reference = 'app user@DB1.cabc.us-east-1.rds.amazonaws.com:5432';
 
-  it('makes a token that the reference signer would make, for the region of the host', async (t) => {
-    t.mock.timers.enable({ apis: ['Date'], now: new Date('2026-01-02T03:04:05Z') });
-    const [token] = await texts(provider('rds-iam', { region: undefined }), reference);
-    const { Sha256 } = await import('@aws-crypto/sha256-js');
-    const { SignatureV4 } = await import('@smithy/signature-v4');
-    const signer = new SignatureV4({
-      credentials: { accessKeyId: keys.id, secretAccessKey: keys.secret },
-      region: 'us-east-1',
-      service: 'rds-db',
-      sha256: Sha256,
+  for (const user of ['app user', 'überträger@münchen'])
+    it(`makes the token of "${user}" that the reference signer would make, for the region of the host`, async (t) => {
+      t.mock.timers.enable({ apis: ['Date'], now: new Date('2026-01-02T03:04:05Z') });
+      const [token] = await texts(
+        provider('rds-iam', { region: undefined }),
+        `${user}@DB1.cabc.us-east-1.rds.amazonaws.com:5432`,
+      );
+      const { Sha256 } = await import('@aws-crypto/sha256-js');
+      const { SignatureV4 } = await import('@smithy/signature-v4');
+      const signer = new SignatureV4({
+        credentials: { accessKeyId: keys.id, secretAccessKey: keys.secret },
+        region: 'us-east-1',
+        service: 'rds-db',
+        sha256: Sha256,
+      });
+      const hostname = 'db1.cabc.us-east-1.rds.amazonaws.com';
+      const { query = {} } = await signer.presign(
+        {
+          method: 'GET',
+          protocol: 'https:',
+          hostname,
+          port: 5432,
+          path: '/',
+          query: { Action: 'connect', DBUser: user },
+          headers: { host: `${hostname}:5432` },
+        },
+        { expiresIn: 900, signingDate: new Date('2026-01-02T03:04:05Z') },
+      );
+      assert.ok(
+        token?.startsWith(
+          `${hostname}:5432/?Action=connect&DBUser=${encodeURIComponent(user)}&X-Amz-Algorithm=`,
+        ),
+      );
+      assert.deepEqual(Object.fromEntries(new URL(`https://${token}`).searchParams), query);
     });
-    const hostname = 'db1.cabc.us-east-1.rds.amazonaws.com';
-    const { query = {} } = await signer.presign(
-      {
-        method: 'GET',
-        protocol: 'https:',
-        hostname,
-        port: 5432,
-        path: '/',
-        query: { Action: 'connect', DBUser: 'app user' },
-        headers: { host: `${hostname}:5432` },
-      },
-      { expiresIn: 900, signingDate: new Date('2026-01-02T03:04:05Z') },
-    );
-    assert.ok(token?.startsWith(`${hostname}:5432/?Action=connect&DBUser=app%20user&X-Amz-Algorithm=`));
-    assert.deepEqual(Object.fromEntries(new URL(`https://${token}`).searchParams), query);
-  });
 
   it('ends after fifteen minutes, or with the credentials that signed it', async () => {
     const lasting = await provider('rds-iam').fetch([reference], never);

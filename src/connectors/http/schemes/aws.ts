@@ -1,22 +1,23 @@
 import { hash } from 'node:crypto';
 
+import { join } from '../../../core/bytes.ts';
 import { PosternError } from '../../../core/errors.ts';
-import { awsHostOf, awsScopeOf } from './aws-hosts.ts';
-import { join } from './bytes.ts';
-import { unusable } from './fixed.ts';
-import type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts';
 import {
+  amzDate,
+  authorizationOf,
   canonicalPath,
   canonicalQuery,
   emptyHash,
   isS3,
-  parametersOf,
-  type Scope,
+  type QueryParameters,
   type SignedField,
   SigningKeys,
-  sign,
-  writtenQuery,
-} from './sigv4.ts';
+  type SigningScope,
+} from '../../../core/sigv4.ts';
+import { awsHostOf, awsScopeOf } from './aws-hosts.ts';
+import { unusable } from './fixed.ts';
+import { parametersOf, writtenQuery } from './query.ts';
+import type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts';
 import { valueOf } from './template.ts';
 
 /** Settings of `authenticate.aws`: names of credentials, and what every request is signed for. */
@@ -113,8 +114,8 @@ class AwsInjection implements Injection, Signer {
 
   sign(request: RequestView, body: Buffer | undefined): Signed {
     const asked = askedOf(request);
-    const time = asked.time ?? timeOf(this.#now());
-    const scope = { ...this.#scope(request, asked), day: time.slice(0, 8) };
+    const time = asked.time ?? amzDate(this.#now());
+    const scope = this.#scope(request, asked);
     const payload = payloadOf(request, scope.service) ?? (body ? hash('sha256', body) : emptyHash);
 
     const toAdd: SignedField[] = [['x-amz-date', time]];
@@ -123,7 +124,7 @@ class AwsInjection implements Injection, Signer {
     if (declares) toAdd.push(['x-amz-content-sha256', payload]);
     if (this.#token) toAdd.push(['x-amz-security-token', this.#token]);
 
-    const { signature, signedHeaders } = sign(
+    const authorization = authorizationOf(
       {
         method: request.method,
         path: canonicalPath(asked.path, scope.service),
@@ -133,22 +134,18 @@ class AwsInjection implements Injection, Signer {
         time,
         scope,
       },
+      this.#accessKeyId,
       this.#keys,
     );
-    const credential = `${this.#accessKeyId}/${scope.day}/${scope.region}/${scope.service}/aws4_request`;
     const lines: Buffer[] = [];
     for (const [name, value] of toAdd)
       lines.push(Buffer.from(`${name}: `), typeof value === 'string' ? Buffer.from(value) : value, lineEnd);
-    lines.push(
-      Buffer.from(
-        `Authorization: AWS4-HMAC-SHA256 Credential=${credential}, SignedHeaders=${signedHeaders}, Signature=${signature}\r\n`,
-      ),
-    );
+    lines.push(Buffer.from(`Authorization: ${authorization}\r\n`));
     return { headers: join(lines), ...(asked.target !== request.target && { target: asked.target }) };
   }
 
   /** The configuration pins what it names; the client's own signature says the rest, and then the host. */
-  #scope(request: RequestView, asked: Asked): Omit<Scope, 'day'> {
+  #scope(request: RequestView, asked: Asked): SigningScope {
     const { region, service } = this.#settings;
     if (region !== undefined && service !== undefined) return { region, service };
     const known = asked.scope ?? awsScopeOf(request.origin.host);
@@ -167,15 +164,15 @@ const lineEnd = Buffer.from('\r\n');
 
 /** A request without the client's own signature, and what that one said. */
 interface Asked {
-  readonly scope: Omit<Scope, 'day'> | undefined;
+  readonly scope: SigningScope | undefined;
   readonly time: string | undefined;
   readonly signedHeaders: ReadonlySet<string>;
   readonly target: string;
   readonly path: string;
-  readonly parameters: readonly (readonly [string, string])[];
+  readonly parameters: QueryParameters;
 }
 
-/** Parameters of a presigned URL. */
+/** QueryParameters of a presigned URL. */
 const presigned: ReadonlySet<string> = new Set([
   'x-amz-algorithm',
   'x-amz-credential',
@@ -226,7 +223,7 @@ function askedOf(request: RequestView): Asked {
   };
 }
 
-function scopeIn(credential: string | undefined): Omit<Scope, 'day'> {
+function scopeIn(credential: string | undefined): SigningScope {
   const scope = /\/\d{8}\/([\w-]{1,64})\/([\w-]{1,64})\/aws4_request$/.exec(credential ?? '');
   const [, region, service] = scope ?? [];
   if (region === undefined || service === undefined)
@@ -300,10 +297,6 @@ function payloadOf(request: RequestView, service: string): string | undefined {
   if (declared === 'UNSIGNED-PAYLOAD' && tls) return declared;
   if (request.framing === 'none' || request.contentLength === 0) return emptyHash;
   return isS3(service) && tls ? 'UNSIGNED-PAYLOAD' : undefined;
-}
-
-function timeOf(milliseconds: number): string {
-  return `${new Date(milliseconds).toISOString().slice(0, 19).replaceAll(/[-:]/g, '')}Z`;
 }
 
 function trimmed(bytes: Buffer): Buffer {

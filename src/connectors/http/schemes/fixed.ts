@@ -1,6 +1,6 @@
+import { encodeBase64, join, percentEncode, wipe } from '../../../core/bytes.ts';
 import type { Credentials } from '../../../core/credentials.ts';
 import { PosternError } from '../../../core/errors.ts';
-import { base64, join, percentEncode, wipe } from './bytes.ts';
 import type { Injection, Scheme } from './scheme.ts';
 import { type Template, valueOf } from './template.ts';
 
@@ -40,7 +40,7 @@ export function basic(names: { readonly username: string; readonly password: str
 /** The whole line; the caller has checked what may not be in it. */
 export function basicLine(username: Buffer, password: Buffer): Buffer {
   const pair = join([username, Buffer.from(':'), password]);
-  const encoded = base64(pair);
+  const encoded = encodeBase64(pair);
   const line = join([Buffer.from('Authorization: Basic '), encoded, lineEnd]);
   wipe(pair, encoded);
   return line;
@@ -75,7 +75,7 @@ export function conjur(name: string): Scheme {
   return fixed(['authorization'], (credentials) => {
     const token = valueOf(name, credentials);
     if (token.length === 0) throw unusable(name, 'is empty');
-    const encoded = base64(token);
+    const encoded = encodeBase64(token);
     const line = join([Buffer.from('Authorization: Token token="'), encoded, Buffer.from('"\r\n')]);
     encoded.fill(0);
     return new FixedInjection(line);

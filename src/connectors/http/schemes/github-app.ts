@@ -1,7 +1,6 @@
 import { createPrivateKey, type KeyObject, sign } from 'node:crypto';
-
+import { join } from '../../../core/bytes.ts';
 import { PosternError } from '../../../core/errors.ts';
-import { join } from './bytes.ts';
 import { basicLine, bearerLine, FixedInjection, unusable } from './fixed.ts';
 import type { Scheme } from './scheme.ts';
 import { valueOf } from './template.ts';

@@ -1,10 +1,10 @@
 import { createHmac, randomBytes } from 'node:crypto';
-
+import { join, percentEncode, percentEncodeText, wipe } from '../../../core/bytes.ts';
 import { PosternError } from '../../../core/errors.ts';
-import { join, percentEncode, wipe } from './bytes.ts';
+import { canonicalQuery, type QueryParameters } from '../../../core/sigv4.ts';
 import { unusable } from './fixed.ts';
+import { parametersOf } from './query.ts';
 import type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts';
-import { canonicalQuery, encode, type Parameters, parametersOf } from './sigv4.ts';
 import type { Template } from './template.ts';
 
 /** Settings of `authenticate.oauth1`. */
@@ -115,7 +115,7 @@ class OAuth1Injection implements Injection, Signer {
         'CLIENT_REFUSED',
         'the request has parameters of OAuth 1 (oauth_...) of its own; leave the signing to Postern',
       );
-    const protocol: Parameters = [
+    const protocol: QueryParameters = [
       ['oauth_consumer_key', this.#consumerKey],
       ...(this.#token === undefined ? [] : [['oauth_token', this.#token] as const]),
       ['oauth_signature_method', this.#settings.signature],
@@ -129,7 +129,7 @@ class OAuth1Injection implements Injection, Signer {
     const parameters = [
       ...(realm === undefined ? [] : [`realm="${realm}"`]),
       ...[...protocol, ['oauth_signature', signature] as const].map(
-        ([name, value]) => `${name}="${encode(value)}"`,
+        ([name, value]) => `${name}="${percentEncodeText(value)}"`,
       ),
     ];
     return { headers: Buffer.from(`Authorization: OAuth ${parameters.join(', ')}\r\n`) };
@@ -140,11 +140,11 @@ class OAuth1Injection implements Injection, Signer {
 export function baseString(
   { method, origin, authority }: Pick<RequestView, 'method' | 'origin' | 'authority'>,
   path: string,
-  parameters: Parameters,
+  parameters: QueryParameters,
 ): string {
   const scheme = origin.tls ? 'https' : 'http';
   const host = authority.toLowerCase().replace(origin.tls ? /:443$/ : /:80$/, '');
-  return `${method.toUpperCase()}&${encode(`${scheme}://${host}${path}`)}&${encode(canonicalQuery(parameters))}`;
+  return `${method.toUpperCase()}&${percentEncodeText(`${scheme}://${host}${path}`)}&${percentEncodeText(canonicalQuery(parameters))}`;
 }
 
 /** RFC 5849, section 3.4.2, and the same with SHA-256; in base64. */

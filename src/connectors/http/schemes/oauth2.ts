@@ -1,10 +1,10 @@
 import { createHmac, randomBytes } from 'node:crypto';
 
+import { formOf, percentEncode, wipe } from '../../../core/bytes.ts';
 import type { Credentials } from '../../../core/credentials.ts';
 import { PosternError } from '../../../core/errors.ts';
 import type { JsonBytes } from '../../../core/json-bytes.ts';
-import { base64, join, percentEncode, wipe } from './bytes.ts';
-import { bearerLine, FixedInjection, headerLine, unusable } from './fixed.ts';
+import { basicLine, bearerLine, FixedInjection, headerLine, unusable } from './fixed.ts';
 import type { Injection, Scheme } from './scheme.ts';
 import { valueOf } from './template.ts';
 import { post, secondsIn, type TokenAnswer, type TokenEndpoint, usefulLife } from './token-endpoint.ts';
@@ -146,32 +146,29 @@ class Tokens implements Disposable {
 
   #request(credentials: Credentials): { readonly headers: Buffer[]; readonly body: Buffer } {
     const { grant, clientId, clientSecret, refreshToken, clientAuth, parameters } = this.#settings;
-    const form = new Form();
     const headers: Buffer[] = [
       Buffer.from('Content-Type: application/x-www-form-urlencoded\r\nAccept: application/json\r\n'),
     ];
-    form.add('grant_type', Buffer.from(grant));
+    const form: Record<string, Buffer | string> = { grant_type: grant };
     if (refreshToken !== undefined) {
       const token = this.#refreshToken ?? valueOf(refreshToken, credentials);
       if (token.length === 0) throw unusable(refreshToken, 'is empty');
-      form.add('refresh_token', token);
+      form['refresh_token'] = token;
     }
-    for (const [name, value] of Object.entries(parameters)) form.add(name, Buffer.from(value));
+    Object.assign(form, parameters);
     const id = valueOf(clientId, credentials);
     if (id.length === 0) throw unusable(clientId, 'is empty');
     const secret = clientSecret === undefined ? undefined : valueOf(clientSecret, credentials);
     if (secret && clientAuth === 'basic') {
       // RFC 6749, section 2.3.1: each of the two is form-encoded first.
       const halves = [percentEncode(id, '+'), percentEncode(secret, '+')] as const;
-      const pair = join([halves[0], Buffer.from(':'), halves[1]]);
-      const encoded = base64(pair);
-      headers.push(join([Buffer.from('Authorization: Basic '), encoded, Buffer.from('\r\n')]));
-      wipe(...halves, pair, encoded);
+      headers.push(basicLine(...halves));
+      wipe(...halves);
     } else {
-      form.add('client_id', id);
-      if (secret) form.add('client_secret', secret);
+      form['client_id'] = id;
+      if (secret) form['client_secret'] = secret;
     }
-    return { headers, body: form.take() };
+    return { headers, body: formOf(form) };
   }
 
   #accessToken(json: JsonBytes, asked: number): AccessToken {
@@ -227,24 +224,6 @@ class Tokens implements Disposable {
 
 /** No token is used longer than this, whatever its server says: 30 days in milliseconds. */
 const LONGEST = 30 * 24 * 3_600_000;
-
-/** application/x-www-form-urlencoded, out of bytes. */
-class Form {
-  readonly #parts: Buffer[] = [];
-
-  add(name: string, value: Buffer): void {
-    this.#parts.push(
-      Buffer.from(`${this.#parts.length === 0 ? '' : '&'}${name}=`),
-      percentEncode(value, '+'),
-    );
-  }
-
-  take(): Buffer {
-    const body = join(this.#parts);
-    wipe(...this.#parts);
-    return body;
-  }
-}
 
 /** Asking again with the same credentials is pointless, and can make a server suspicious. */
 class FinalRefusal extends Error {

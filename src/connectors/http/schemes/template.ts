@@ -1,6 +1,6 @@
+import { encodeBase64, join, percentEncode, wipe } from '../../../core/bytes.ts';
 import type { Credentials } from '../../../core/credentials.ts';
 import { PosternError } from '../../../core/errors.ts';
-import { base64, join, percentEncode, wipe } from './bytes.ts';
 
 /**
  * A text with credentials in it: `Bearer {{ token }}`, `Basic {{ printf "%s:%s" .user .password | base64 }}`.
@@ -59,7 +59,7 @@ function render(expression: Expression, credentials: Credentials): Buffer {
     case 'base64':
     case 'urlquery': {
       const inner = render(expression.of, credentials);
-      const out = expression.kind === 'base64' ? base64(inner) : percentEncode(inner, '+');
+      const out = expression.kind === 'base64' ? encodeBase64(inner) : percentEncode(inner, '+');
       inner.fill(0);
       return out;
     }

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 
+import { join, wipe } from '../../../core/bytes.ts';
 import { Deadline } from '../../../core/deadline.ts';
 import { dial } from '../../../core/dial.ts';
 import { PosternError, reasonOf } from '../../../core/errors.ts';
@@ -9,7 +10,6 @@ import { startTls } from '../../../core/tls.ts';
 import { Chunks } from '../chunked.ts';
 import { BODY_CHUNKED, BODY_LENGTH, Head, INCOMPLETE, parseResponse } from '../head.ts';
 import { responseNames } from '../names.ts';
-import { join, wipe } from './bytes.ts';
 
 /** A server that gives out tokens. */
 export interface TokenEndpoint {

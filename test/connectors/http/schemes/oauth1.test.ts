@@ -8,7 +8,7 @@ import {
   oauth1,
   signatureOf,
 } from '../../../../src/connectors/http/schemes/oauth1.ts';
-import { parametersOf } from '../../../../src/connectors/http/schemes/sigv4.ts';
+import { parametersOf } from '../../../../src/connectors/http/schemes/query.ts';
 import { Template } from '../../../../src/connectors/http/schemes/template.ts';
 import { credentials, fields, request } from './support.ts';
 

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 
-import { base64, percentEncode } from '../../../../src/connectors/http/schemes/bytes.ts';
 import { Template } from '../../../../src/connectors/http/schemes/template.ts';
 import { credentials } from './support.ts';
 
@@ -98,31 +97,6 @@ describe('a template', () => {
         } catch (error) {
           assert.equal((error as { code?: string }).code, 'CONFIG_INVALID');
         }
-      }),
-    );
-  });
-});
-
-describe('encodings of secret bytes', () => {
-  it('are the ones that everybody has', () => {
-    fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 100 }), (bytes) => {
-        const buffer = Buffer.from(bytes);
-        assert.equal(base64(buffer).toString('latin1'), buffer.toString('base64'));
-        const decoded = percentEncode(buffer)
-          .toString('latin1')
-          .replaceAll(/%([0-9A-F]{2})/g, (_, hex: string) => String.fromCodePoint(Number.parseInt(hex, 16)));
-        assert.equal(decoded, buffer.toString('latin1'));
-      }),
-    );
-    fc.assert(
-      fc.property(fc.string({ unit: 'grapheme' }), (text) => {
-        const expected = encodeURIComponent(text).replaceAll(
-          /[!'()*]/g,
-          (letter) => `%${letter.codePointAt(0)?.toString(16).toUpperCase()}`,
-        );
-        assert.equal(percentEncode(Buffer.from(text)).toString(), expected);
-        assert.equal(percentEncode(Buffer.from(text), '+').toString(), expected.replaceAll('%20', '+'));
       }),
     );
   });

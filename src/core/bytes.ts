@@ -8,10 +8,9 @@ const base64Letters = Buffer.from(
   'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/',
   'latin1',
 );
-const hexLetters = Buffer.from('0123456789ABCDEF', 'latin1');
 
 /** RFC 4648, section 4, with padding. */
-export function base64(bytes: Buffer): Buffer {
+export function encodeBase64(bytes: Buffer): Buffer {
   const out = Buffer.allocUnsafe(Math.ceil(bytes.length / 3) * 4);
   let to = 0;
   for (let at = 0; at < bytes.length; at += 3) {
@@ -24,6 +23,45 @@ export function base64(bytes: Buffer): Buffer {
   }
   return out;
 }
+
+/** Value of each byte of the alphabets of RFC 4648, sections 4 and 5; -1 for one that is in neither. */
+const base64Values = Int8Array.from({ length: 256 }, (_, byte) => {
+  if (byte === 0x2d) return 62;
+  if (byte === 0x5f) return 63;
+  return base64Letters.indexOf(byte);
+});
+
+/** Takes either alphabet, with or without padding, in lines or not. undefined: it is anything else. */
+export function decodeBase64(text: Buffer): Buffer | undefined {
+  const draft = Buffer.allocUnsafe(Math.ceil((text.length * 3) / 4));
+  try {
+    let [length, bits, held, padding] = [0, 0, 0, 0];
+    for (const byte of text) {
+      if (byte === 0x0a || byte === 0x0d) continue;
+      if (byte === 0x3d) {
+        padding++;
+        continue;
+      }
+      const value = base64Values[byte] ?? -1;
+      if (value < 0 || padding > 0) return undefined;
+      bits = ((bits << 6) | value) & 0xffff;
+      held += 6;
+      if (held >= 8) {
+        held -= 8;
+        draft[length++] = (bits >> held) & 0xff;
+      }
+    }
+    // One letter alone is less than a byte, bits that are left must be none, and padding fills up to four letters.
+    const missing = held === 0 ? 0 : held === 2 ? 1 : 2;
+    if (held === 6 || (bits & ((1 << held) - 1)) !== 0 || (padding > 0 && padding !== missing))
+      return undefined;
+    return join([draft.subarray(0, length)]);
+  } finally {
+    draft.fill(0);
+  }
+}
+
+const hexLetters = Buffer.from('0123456789ABCDEF', 'latin1');
 
 /** RFC 3986: everything but letters, digits and `-._~` becomes `%XX`; or, as a form has it, a space becomes `+`. */
 export function percentEncode(bytes: Buffer, space: '%20' | '+' = '%20'): Buffer {
@@ -42,6 +80,30 @@ export function percentEncode(bytes: Buffer, space: '%20' | '+' = '%20'): Buffer
     out[to++] = byteAt(hexLetters, byte & 15);
   }
   return out;
+}
+
+const escapes = Array.from({ length: 256 }, (_, byte) =>
+  isUnreserved(byte) ? String.fromCodePoint(byte) : `%${byte.toString(16).toUpperCase().padStart(2, '0')}`,
+);
+
+/** The same for what is no secret: a text of bytes (latin1). */
+export function percentEncodeText(bytes: string): string {
+  let out = '';
+  for (let at = 0; at < bytes.length; at++) out += escapes[bytes.charCodeAt(at) & 0xff];
+  return out;
+}
+
+/** application/x-www-form-urlencoded. The values stay the caller's. */
+export function formOf(members: Readonly<Record<string, Buffer | string>>): Buffer {
+  const parts: Buffer[] = [];
+  for (const [name, value] of Object.entries(members)) {
+    if (parts.length > 0) parts.push(Buffer.from('&'));
+    parts.push(percentEncode(Buffer.from(name), '+'), Buffer.from('='));
+    parts.push(percentEncode(typeof value === 'string' ? Buffer.from(value) : value, '+'));
+  }
+  const form = join(parts);
+  wipe(...parts);
+  return form;
 }
 
 /** The bytes of all parts in one buffer. The parts stay the caller's. */
