@@ -132,6 +132,8 @@ describe('an intercepted tunnel', () => {
       ['/3', '/4', '/5'],
     );
     secure.destroy();
+    const line = await here.postern.logged(({ msg, requests }) => msg === 'session ended' && requests === 5);
+    assert.deepEqual([line['upstream'], line['host']], [`https://${target}`, 'api.test']);
   });
 
   it('begins also where the client sends its handshake without waiting for an answer', async (t) => {

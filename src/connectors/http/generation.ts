@@ -38,12 +38,12 @@ export class Generation implements Disposable {
   poolOf(origin: Origin): Pool {
     const last = this.#last;
     if (last !== undefined && last.origin === origin) return last;
-    let pool = this.#pools.get(origin.key);
+    let pool = this.#pools.get(origin.pool);
     if (pool === undefined) {
       if (this.#pools.size >= MOST_POOLS)
         for (const [key, each] of this.#pools) if (each.unused) this.#pools.delete(key);
       pool = new Pool(this, origin);
-      this.#pools.set(origin.key, pool);
+      this.#pools.set(origin.pool, pool);
     }
     this.#last = pool;
     return pool;

@@ -13,8 +13,10 @@ export interface Origin {
   readonly authority: string;
   /** `Host: authority\r\n`. */
   readonly hostLine: Buffer;
-  /** `https://authority`: equal for equal origins. */
+  /** `https://authority`, for people. */
   readonly key: string;
+  /** Equal for origins that may share connections. */
+  readonly pool: string;
   /**
    * Whether this address of the host may be connected to, for origins that a client chose. undefined: any.
    */
@@ -31,13 +33,15 @@ export function originOf(
   const name = host.startsWith('[') ? host.slice(1, -1) : host;
   const shown = name.includes(':') ? `[${name}]` : name;
   const authority = port === (tls ? 443 : 80) ? shown : `${shown}:${port}`;
+  const key = `${tls ? 'https' : 'http'}://${authority}`;
   return {
     tls,
     host: name,
     port,
     authority,
     hostLine: Buffer.from(`Host: ${authority}\r\n`, 'latin1'),
-    key: `${tls ? 'https' : 'http'}://${authority}`,
+    key,
+    pool: key,
     permits,
   };
 }

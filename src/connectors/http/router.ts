@@ -201,14 +201,14 @@ class Forwarding {
         `the credential would travel in clear: ask for https://, or give the service "${this.#member.name}" \`forceTls: true\`, or \`allowPlainHttp: true\` where these very hosts are meant`,
       );
     const port = secure && !tls && asked === 80 ? 443 : asked;
-    const key = `${secure ? 's' : ''}${named === 'exactly' ? '!' : '*'}${host} ${port}`;
-    let origin = this.#origins.get(key);
+    const pool = `${secure ? 's' : ''}${named === 'exactly' ? '!' : '*'}${host} ${port}`;
+    let origin = this.#origins.get(pool);
     if (!origin) {
       const permits = (address: string) => mayReach(address, host, named);
       // A connection that one rule allowed is not for the requests of another that would not have.
-      origin = { ...originOf(secure, host, port, permits), key };
+      origin = { ...originOf(secure, host, port, permits), pool };
       if (this.#origins.size >= MOST_ORIGINS) this.#origins.clear();
-      this.#origins.set(key, origin);
+      this.#origins.set(pool, origin);
     }
     const route = this.#route;
     route.origin = origin;
