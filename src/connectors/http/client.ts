@@ -30,12 +30,12 @@ import type { Signer } from './schemes/scheme.ts';
 import { BODY_NEEDED, type SignedRequest, signRequest } from './signing.ts';
 import { slab } from './slab.ts';
 import { clock, type Timed } from './timeouts.ts';
-import { HIGH_WATER, INLINE, UPGRADE_LINES, type Upstream } from './upstream.ts';
+import { INLINE, UPGRADE_LINES, type Upstream } from './upstream.ts';
 import { SocketWire, type WireUser } from './wire.ts';
 
 const MAX_HEAD = 64 * 1024;
 /** Bytes that may come after a request that is under way: pipelined ones, until reading has stopped. */
-const MOST_HELD = MAX_HEAD + HIGH_WATER;
+const MOST_HELD = MAX_HEAD + 256 * 1024;
 /** The longest request that is kept to be sent once more. */
 const MOST_KEPT = 64 * 1024;
 /** Room that an idle connection may hold for the next one. */
@@ -191,6 +191,9 @@ export class Client implements WireUser, Timed {
 
   onDrain(): void {
     this.#upstream?.resume();
+    if (this.#phase !== IDLE || this.#held === undefined) return;
+    this.#resume();
+    this.#goOn();
   }
 
   onClose(): void {
@@ -392,6 +395,13 @@ export class Client implements WireUser, Timed {
         // Pipelined: one at a time and in order. Nothing more is read until the response is complete.
         this.#hold(bytes, from, to);
         this.#pause();
+        return;
+      }
+      if (this.wire.full) {
+        // It asks for more and does not read what it got: a page for each line that it sends ahead is too much to keep.
+        this.#hold(bytes, from, to);
+        this.#pause();
+        this.#phase = IDLE;
         return;
       }
       if (!this.#admitted && !this.#admit()) return;
@@ -747,7 +757,7 @@ export class Client implements WireUser, Timed {
   }
 
   #flow(): void {
-    if (!this.#paused && this.#upstream && this.#upstream.wire.backlog() > HIGH_WATER) this.#pause();
+    if (!this.#paused && this.#upstream?.wire.full) this.#pause();
   }
 
   #pause(): void {

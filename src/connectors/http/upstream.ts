@@ -10,8 +10,8 @@ import { slab } from './slab.ts';
 import { SocketWire, type WireUser } from './wire.ts';
 
 const MAX_HEAD = 64 * 1024;
-/** So much may wait for a slow reader before the other side is no longer read. */
-export const HIGH_WATER = 256 * 1024;
+/** What may come behind a head that waits, until reading has stopped. */
+const MOST_BEHIND = 256 * 1024;
 /** As much of a body as goes into one write with its head. */
 export const INLINE = 64 * 1024;
 
@@ -143,7 +143,7 @@ export class Upstream implements WireUser, ChunkData {
       return;
     }
     held.add(bytes, from, to);
-    if (held.length > MAX_HEAD + HIGH_WATER) {
+    if (held.length > MAX_HEAD + MOST_BEHIND) {
       this.#fail(garbled('head too large'));
       return;
     }
@@ -384,7 +384,7 @@ export class Upstream implements WireUser, ChunkData {
   }
 
   #flow(client: Client): void {
-    if (!this.#paused && client.wire.backlog() > HIGH_WATER) this.#pause();
+    if (!this.#paused && client.wire.full) this.#pause();
   }
 
   #pause(): void {

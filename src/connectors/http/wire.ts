@@ -9,6 +9,8 @@ export interface Wire {
   put(bytes: Buffer, from: number, to: number): void;
   /** Bytes that the kernel has not taken yet. */
   backlog(): number;
+  /** So many of them that no more should be put. */
+  readonly full: boolean;
   pause(): void;
   resume(): void;
   /** Half-closes after what was put. */
@@ -34,6 +36,12 @@ export interface WireUser {
 const MESSAGE_READ = 64 * 1024;
 const BULK_READ = 256 * 1024;
 const MOST_SPARE_LEASES = 32;
+/** Bodies beyond these are read in small pieces and copied: a thousand clients that do not read would have a lease each. */
+const MOST_LEASES = 96;
+/** So much may wait for a slow reader before the other side is no longer read. */
+const HIGH_WATER = 256 * 1024;
+/** The same where there are many of them. */
+const LOW_WATER = 32 * 1024;
 
 /** All wires read messages into this one: what is in it is used or copied before the next read. */
 const shared = Buffer.allocUnsafeSlow(MESSAGE_READ);
@@ -46,13 +54,28 @@ class Lease {
   left = false;
   readonly written = (): void => {
     this.writes -= 1;
-    if (this.writes === 0 && this.left && spare.length < MOST_SPARE_LEASES) {
-      this.left = false;
-      spare.push(this);
-    }
+    if (this.writes > 0 || !this.left) return;
+    this.left = false;
+    if (spare.length < MOST_SPARE_LEASES) spare.push(this);
+    else leases -= 1;
   };
 }
 const spare: Lease[] = [];
+/** How many there are, with the spare ones. */
+let leases = 0;
+
+/** Leases that wires have or writes refer to. */
+export function leasesInUse(): number {
+  return leases - spare.length;
+}
+
+function newLease(): Lease | undefined {
+  const used = spare.pop();
+  if (used !== undefined) return used;
+  if (leases >= MOST_LEASES) return undefined;
+  leases += 1;
+  return new Lease();
+}
 
 /** The wire whose bytes are being handed out. */
 let reading: SocketWire | undefined;
@@ -145,6 +168,11 @@ export class SocketWire implements Wire {
     return socket === undefined ? this.#waitingBytes : socket.writableLength;
   }
 
+  get full(): boolean {
+    const backlog = this.backlog();
+    return backlog > LOW_WATER && (backlog > HIGH_WATER || (leases >= MOST_LEASES && spare.length === 0));
+  }
+
   pause(): void {
     this.#paused = true;
     this.#socket?.pause();
@@ -190,6 +218,7 @@ export class SocketWire implements Wire {
     wired.off('close', this.#closed);
     wired.off('drain', this.#drained);
     wired.off('data', this.#data);
+    this.#leave();
     const socket = takenOver.has(wired) ? handBack(wired) : wired;
     if (unread.length > 0) socket.unshift(unread);
     return socket;
@@ -197,7 +226,10 @@ export class SocketWire implements Wire {
 
   readonly #data = (bytes: Buffer): void => this.#user.onBytes(bytes, 0, bytes.length);
   readonly #ended = (): void => this.#user.onEnd();
-  readonly #closed = (): void => this.#user.onClose();
+  readonly #closed = (): void => {
+    this.#leave();
+    this.#user.onClose();
+  };
   readonly #drained = (): void => this.#user.onDrain();
 
   /** Called by the socket behind each read. */
@@ -205,8 +237,8 @@ export class SocketWire implements Wire {
     if (this.#bulk) {
       if (this.#lease !== undefined && !this.#leaseTaken) return this.#current;
       this.#leave();
-      this.#lease = spare.pop() ?? new Lease();
-      this.#current = this.#lease.bytes;
+      this.#lease = newLease();
+      this.#current = this.#lease?.bytes ?? shared;
     } else if (this.#lease !== undefined) {
       this.#leave();
       this.#current = shared;
