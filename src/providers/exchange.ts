@@ -40,8 +40,10 @@ export class Answer implements Disposable {
   readonly retryAfter: string | undefined;
   readonly headers: IncomingHttpHeaders;
   readonly body: Buffer;
+  readonly #confidential: readonly string[];
 
-  constructor(response: IncomingMessage, body: Buffer) {
+  constructor(response: IncomingMessage, body: Buffer, sent: Exchange['headers']) {
+    this.#confidential = Object.entries(sent).flatMap(([name, value]) => confidentialIn(name, value));
     this.status = response.statusCode ?? 0;
     this.location = response.headers.location;
     this.retryAfter = response.headers['retry-after'];
@@ -49,9 +51,33 @@ export class Answer implements Disposable {
     this.body = body;
   }
 
+  /**
+   * Whether a line has something in it that the request said in confidence, or a piece of that: a store, or whatever
+   * answers in its place, may repeat the request when it says what is wrong with it.
+   */
+  repeats(line: string): boolean {
+    return this.#confidential.some((secret) => {
+      const piece = Math.min(smallestPiece, secret.length);
+      for (let at = 0; at + piece <= line.length; at++)
+        if (secret.includes(line.slice(at, at + piece))) return true;
+      return false;
+    });
+  }
+
   [Symbol.dispose](): void {
     this.body.fill(0);
   }
+}
+
+/** So many characters of a secret in a row are no accident. */
+const smallestPiece = 12;
+
+/** What of a header field must not be seen elsewhere. The rest of a signature (region, service) is in messages by right. */
+function confidentialIn(name: string, value: string): string[] {
+  const lower = name.toLowerCase();
+  if (lower.endsWith('token') || lower === 'x-identity-header') return [value];
+  if (lower !== 'authorization') return [];
+  return [/\bSignature=(\w+)/.exec(value)?.[1] ?? value.replace(/^\w+ /, '')];
 }
 
 /** Why there is no answer: a system code, a code of Node's HTTP parser or TLS, or a few words of our own. */
@@ -140,7 +166,7 @@ export function exchange(wanted: Exchange, signal: AbortSignal): Promise<Answer 
       let at = 0;
       for (const chunk of chunks) at += chunk.copy(body, at);
       finish();
-      resolve(new Answer(response, body));
+      resolve(new Answer(response, body, wanted.headers));
     });
   });
   // Also after the promise has settled: an error that nobody listens to would end the process.

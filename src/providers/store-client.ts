@@ -180,15 +180,23 @@ export class StoreClient {
   }
 }
 
-/** Text of an answer that is no secret, fit for a message: one line, printable, at most 200 characters. */
-export function publicLine(said: JsonBytes | undefined, confidential: readonly Buffer[] = []): string {
+/**
+ * Text of an answer that is no secret, fit for a message: one line, printable, at most 200 characters. Empty when it
+ * repeats what the request said in confidence, in its header fields or as the caller says.
+ */
+export function publicLine(
+  said: JsonBytes | undefined,
+  answer: Answer,
+  confidential: readonly Buffer[] = [],
+): string {
   if (said?.kind !== 'string') return '';
   const text = said.publicText() ?? '';
   if (confidential.some((secret) => secret.length > 0 && Buffer.from(text).includes(secret))) return '';
-  return text
+  const line = text
     .replaceAll(/[^\x21-\x7e]+/g, ' ')
     .trim()
     .slice(0, 200);
+  return answer.repeats(line) ? '' : line;
 }
 
 /** The JSON of an answer; undefined when it is none, so that it did not come from the store. */

@@ -132,7 +132,7 @@ export class AwsClient {
     const words = Object.hasOwn(meanings, code) ? meanings[code] : undefined;
     const json = jsonOf(refused);
     // Only where AWS explains permissions or state: a refused signature is explained with all that was signed.
-    const said = explained.has(code) ? publicLine(json?.get('message') ?? json?.get('Message')) : '';
+    const said = explained.has(code) ? publicLine(json?.get('message') ?? json?.get('Message'), answer) : '';
     const name = code === '' ? `HTTP ${refused.status}` : code;
     const text = words ?? (passes ? 'AWS failed or allows no more requests for now' : 'AWS refused');
     return this.error(

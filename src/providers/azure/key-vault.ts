@@ -64,7 +64,7 @@ export function openKeyVault(settings: StoreSettings, context: ProviderContext):
     const inner =
       error?.get('innererror')?.get('code')?.publicText() ?? error?.get('code')?.publicText() ?? '';
     const name = /^\w{1,60}$/.test(inner) ? `, ${inner}` : '';
-    const said = status === 403 || status === 404 ? publicLine(error?.get('message')) : '';
+    const said = status === 403 || status === 404 ? publicLine(error?.get('message'), answer) : '';
     const text =
       status === 401
         ? `Key Vault does not accept the token${challenge(answer)}`

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { decodeBase64 } from '../../core/bytes.ts';
+
+import { copyOf, decodeBase64, isSpace, join, trimmed } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
@@ -7,7 +8,7 @@ import { whyAborted } from '../deadline.ts';
 import type { Answer } from '../exchange.ts';
 import { Expiring, type Obtained } from '../expiring.ts';
 import type { ProviderContext } from '../provider.ts';
-import { readSecretFile, withoutLineEnd } from '../secret-file.ts';
+import { readSecretFile } from '../secret-file.ts';
 import { isPassing, jsonOf, publicLine, type StoreCall, type StoreClient } from '../store-client.ts';
 import type { Auth, Effective, Source } from './settings.ts';
 
@@ -119,7 +120,7 @@ export class Tokens {
     // A literal slash would be taken for the service id of another authenticator, and answered with 401.
     const place = `authn/${encodeURIComponent(this.#account)}/${encodeURIComponent(login)}/authenticate`;
     try {
-      const body = trim(key);
+      const body = trimmed(key);
       if (body.length === 0)
         throw this.#client.error('PROVIDER_FAILED', `the API key of "${login}" is empty`);
       const headers = () => ({ 'content-type': 'text/plain' });
@@ -138,12 +139,12 @@ export class Tokens {
     const bytes = await this.#read(jwt, signal);
     let body: Buffer | undefined;
     try {
-      const token = trim(bytes);
+      const token = trimmed(bytes);
       // What a JWT is made of (RFC 7519) needs no encoding in a form.
       if (token.length === 0 || !token.every(isOfJwt)) {
         throw this.#client.error('PROVIDER_FAILED', `${describe(jwt)} holds no JSON web token`);
       }
-      body = Buffer.concat([Buffer.from('jwt='), token]);
+      body = join([Buffer.from('jwt='), token]);
       const host = hostId === undefined ? undefined : hostId.startsWith('host/') ? hostId : `host/${hostId}`;
       const place = [this.#account, ...(host === undefined ? [] : [host]), 'authenticate'];
       const call: StoreCall = {
@@ -176,7 +177,7 @@ export class Tokens {
 
   #refusedLogin({ purpose }: StoreCall, answer: Answer, secret: Buffer): PosternError {
     const { status } = answer;
-    const said = publicLine(jsonOf(answer)?.get('error')?.get('message'), [secret]);
+    const said = publicLine(jsonOf(answer)?.get('error')?.get('message'), answer, [secret]);
     const end = ` (HTTP ${status}${said === '' ? '' : `: ${said}`})`;
     if (isPassing(status)) {
       return this.#client.error('PROVIDER_UNAVAILABLE', `${purpose}: Conjur cannot do it now${end}`);
@@ -252,7 +253,7 @@ function describe(source: Source): string {
 
 /** A token from its JSON, or from base64 of that, as some tools hand it on; undefined when it is none. */
 function tokenFrom(bytes: Buffer): Token | undefined {
-  const text = trim(bytes);
+  const text = trimmed(bytes);
   if (isToken(text)) return new Token(copyOf(text));
   const decoded = decodeBase64(text);
   if (decoded && isToken(decoded)) return new Token(decoded);
@@ -303,26 +304,7 @@ function netrcEntry(bytes: Buffer, machine: string): { login: string; key: Buffe
   return login === undefined || !key ? undefined : { login, key: copyOf(key) };
 }
 
-function trim(bytes: Buffer): Buffer {
-  const text = withoutLineEnd(bytes);
-  let start = 0;
-  let end = text.length;
-  while (start < end && isSpace(text[start])) start++;
-  while (end > start && isSpace(text[end - 1])) end--;
-  return text.subarray(start, end);
-}
-
-function isSpace(byte: number | undefined): boolean {
-  return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
-}
-
 /** Letters, digits, "-", "_", and "." between the parts. */
 function isOfJwt(byte: number): boolean {
   return /[\w.-]/.test(String.fromCharCode(byte));
-}
-
-function copyOf(bytes: Buffer): Buffer {
-  const copy = Buffer.allocUnsafe(bytes.length);
-  bytes.copy(copy);
-  return copy;
 }

@@ -1,4 +1,4 @@
-import { decodeBase64 } from '../../core/bytes.ts';
+import { copyOf, decodeBase64 } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { JsonBytes } from '../../core/json-bytes.ts';
 import type { Answer } from '../exchange.ts';
@@ -126,14 +126,12 @@ export class Variables {
     };
     using answer = await this.#tokens.call(call, signal);
     if (answer.status !== 200) throw this.#refusal(call, answer);
-    const value = Buffer.allocUnsafe(answer.body.length);
-    answer.body.copy(value);
-    return value;
+    return copyOf(answer.body);
   }
 
   #refusal({ purpose }: StoreCall, answer: Answer): PosternError {
     const { status } = answer;
-    const said = publicLine(jsonOf(answer)?.get('error')?.get('message'));
+    const said = publicLine(jsonOf(answer)?.get('error')?.get('message'), answer);
     const end = ` (HTTP ${status}${said === '' ? '' : `: ${said}`})`;
     const code = isPassing(status) ? 'PROVIDER_UNAVAILABLE' : 'PROVIDER_FAILED';
     return this.#client.error(code, `${purpose}: ${meaningOf(status)}${end}`);

@@ -71,7 +71,7 @@ export function openSecretManager(settings: StoreSettings, context: ProviderCont
     const status = error?.get('status')?.publicText() ?? '';
     const name = /^[A-Z_]{1,60}$/.test(status) ? `, ${status}` : '';
     const text = Object.hasOwn(meanings, status) ? meanings[status] : 'Google refused';
-    const said = Object.hasOwn(meanings, status) ? publicLine(error?.get('message')) : '';
+    const said = Object.hasOwn(meanings, status) ? publicLine(error?.get('message'), answer) : '';
     return client.error(
       isPassing(answer.status) ? 'PROVIDER_UNAVAILABLE' : 'PROVIDER_FAILED',
       `${purpose}: ${text} (HTTP ${answer.status}${name}${said && `: ${said}`})`,

@@ -45,7 +45,8 @@ export class ApiClient {
   refusal(answer: Answer, purpose: string): PosternError {
     const { code, text } = meaningOf(answer.status);
     const status = jsonOf(answer);
-    const said = status?.get('kind')?.publicText() === 'Status' ? publicLine(status.get('message')) : '';
+    const said =
+      status?.get('kind')?.publicText() === 'Status' ? publicLine(status.get('message'), answer) : '';
     return this.client.error(code, `${purpose}: ${text} (HTTP ${answer.status}${said && `: ${said}`})`);
   }
 
