@@ -463,7 +463,10 @@ export class Client implements WireUser, Timed {
       return to;
     }
 
-    const generation = this.#lent ?? member.prepared.current;
+    // While the request waited, the credential may have been replaced, or the rules have become other ones.
+    const lent = this.#lent;
+    const good = lent !== undefined && !lent.ended && lent.member === member;
+    const generation = good ? lent : member.prepared.current;
     if (generation === undefined) {
       this.#awaitCredential(bytes, from, to);
       return to;

@@ -1,4 +1,5 @@
 import type { Member } from './member.ts';
+import { Needle } from './needle.ts';
 import { Pool } from './pool.ts';
 import type { UpstreamTls } from './reach.ts';
 import type { Origin } from './route.ts';
@@ -17,7 +18,9 @@ export class Generation implements Disposable {
   /** The client certificate, with the rest of what TLS to the upstream needs; wiped with the generation. */
   readonly tls: UpstreamTls;
   /** Values that a response's head must not carry back. */
-  readonly needles: readonly Buffer[];
+  readonly needles: readonly Needle[];
+  /** It was disposed of: what goes into requests is wiped. */
+  ended = false;
   #pools = new Map<string, Pool>();
   /** Most services have one origin. */
   #last: Pool | undefined;
@@ -62,8 +65,9 @@ export class Generation implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.ended = true;
     this.injection[Symbol.dispose]();
-    for (const needle of this.needles) needle.fill(0);
+    for (const needle of this.needles) needle[Symbol.dispose]();
     for (const secret of [this.tls.key, this.tls.passphrase]) secret?.fill(0);
     const pools = [...this.#pools.values()];
     this.#pools.clear();
@@ -88,20 +92,22 @@ function sameTls(a: UpstreamTls, b: UpstreamTls): boolean {
 
 /**
  * The secret part of what is added: of a header its value without the scheme in front (`Bearer`), of a query its values;
- * of Basic also what it encodes. Copies, to be wiped.
+ * of Basic also what it encodes. They are copies, to be wiped.
  */
-function needlesOf({ headers, query }: Injection): Buffer[] {
-  const found: Buffer[] = [];
-  const add = (bytes: Buffer) => {
-    if (bytes.length >= SHORTEST_NEEDLE) found.push(Buffer.concat([bytes]));
+function needlesOf({ headers, query }: Injection): Needle[] {
+  const found: Needle[] = [];
+  const add = (bytes: Buffer): boolean => {
+    if (bytes.length < SHORTEST_NEEDLE) return false;
+    found.push(new Needle(bytes));
+    return true;
   };
   for (let line = 0; line < headers.length; ) {
     const end = headers.indexOf('\r\n', line, 'latin1');
     const value = headers.subarray(headers.indexOf(': ', line, 'latin1') + 2, end);
     const space = value.indexOf(0x20);
-    add(value);
+    // Where the part behind the scheme is found, so is the whole.
+    if (space < 0 || !add(value.subarray(space + 1))) add(value);
     if (space > 0) {
-      add(value.subarray(space + 1));
       if (space === 5 && value.toString('latin1', 0, 5).toLowerCase() === 'basic') {
         const pair = Buffer.from(value.toString('latin1', 6), 'base64');
         add(pair.subarray(pair.indexOf(0x3a) + 1));

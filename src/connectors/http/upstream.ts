@@ -65,11 +65,13 @@ export class Upstream implements WireUser, ChunkData {
   async connect(): Promise<void> {
     const { origin, generation, tlsSession } = this.pool;
     const { member, tls } = generation;
+    // The generation may end, and be wiped, before the handshake has come to them.
+    const [key, passphrase] = [tls.key, tls.passphrase].map((secret) => secret && Buffer.concat([secret]));
     try {
       const socket = await reach(
         origin,
         member.settings,
-        { ...tls, session: tlsSession },
+        { ...tls, key, passphrase, session: tlsSession },
         this.#connecting.signal,
         this.wire.onread,
       );
@@ -80,6 +82,8 @@ export class Upstream implements WireUser, ChunkData {
       else this.wire.attach(socket, origin.tls);
     } catch (thrown) {
       if (!this.#gone) this.#fail(PosternError.from(thrown));
+    } finally {
+      for (const secret of [key, passphrase]) secret?.fill(0);
     }
   }
 
@@ -327,13 +331,9 @@ export class Upstream implements WireUser, ChunkData {
   /** Whether a value that was sent upstream with the request comes back in the head. */
   #echoed(bytes: Buffer, from: number, to: number): boolean {
     const { needles } = this.pool.generation;
-    if (needles.length === 0) return false;
-    const text = bytes.subarray(from, to);
-    for (let i = 0; i < needles.length; i++) {
-      const needle = needles[i] as Buffer;
-      // Wiped by now: a newer generation is in force, and what is looked for is not known any more.
-      if (needle[0] !== 0 && text.includes(needle)) return true;
-    }
+    // A wiped one is in nothing: a newer generation is in force, and what is looked for is not known any more.
+    for (let i = 0; i < needles.length; i++)
+      if ((needles[i] as (typeof needles)[number]).isIn(bytes, from, to)) return true;
     return false;
   }
 
