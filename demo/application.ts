@@ -3,7 +3,8 @@ import { Client } from 'pg';
 
 /*
  * The application of the demo: an ordinary program with an ordinary driver. It takes host, port, database and user
- * from the usual PG* variables and has no password anywhere. It knows nothing of Postern, or of a secret store.
+ * from the usual PG* variables, the address of an HTTP API from ORDERS_API, and has no password or token anywhere.
+ * It knows nothing of Postern, or of a secret store.
  *
  * It does what it is told on standard input, a word a line, and answers each with one line of JSON.
  */
@@ -30,8 +31,12 @@ async function obey(word: string): Promise<unknown> {
       return await ask(await connect());
     case 'ask-first':
       return await ask(sessions[0]);
+    case 'ask-api': {
+      const response = await fetch(`${process.env['ORDERS_API']}/orders`);
+      return { status: response.status, body: (await response.text()).trim() };
+    }
     default:
-      throw new Error('there are: environment, connect, ask-first');
+      throw new Error('there are: environment, connect, ask-first, ask-api');
   }
 }
 

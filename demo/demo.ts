@@ -14,6 +14,7 @@ import {
   Unavailable,
   unprivileged,
 } from '../test/support/servers/process.ts';
+import { startApi } from './api.ts';
 import { Crew, type Member } from './crew.ts';
 import { type LogLine, Postern } from './postern.ts';
 import { database, Postgres, role } from './postgres.ts';
@@ -23,7 +24,8 @@ import { Trouble } from './trouble.ts';
 
 const usage = `npm run demo -- [--keep] [--store openbao|file]
   Shows Postern at work on this machine: an application reaches PostgreSQL without
-  a password, also after the password was changed. Leaves nothing behind.
+  a password, also after the password was changed, and an HTTP API without a token.
+  Leaves nothing behind.
     --keep         leave it running for your own psql, until Ctrl-C
     --store NAME   where the password is kept: openbao (needs the program bao or
                    vault) or file; default: openbao where its program is found
@@ -57,16 +59,19 @@ async function tour({ screen, crew, folder, identity, choices }: Stage): Promise
 
   screen.step('A secret store, the only place that has the password');
   const store = await chooseStore(crew, folder, choices.store);
-  await store.write({ username: role, password: passwords[0] ?? '' });
+  const token = newPassword();
+  await store.write({ username: role, password: passwords[0] ?? '', token });
   screen.say(store.title);
   screen.say(store.about);
 
   screen.step('Postern, started as you would: bin/postern -f postern.yaml');
-  const [port, adminPort] = [await freePort(), await freePort()];
-  const configuration = describe(postgres, store, { port, adminPort });
+  const at = { port: await freePort(), httpPort: await freePort(), adminPort: await freePort() };
+  const { port, httpPort, adminPort } = at;
+  const apiPort = await startApi(token);
+  const configuration = describe(postgres, apiPort, store, at);
   screen.show(configuration);
   const postern = await Postern.start(crew, folder, configuration);
-  screen.say(`It is ready, on 127.0.0.1:${port}.`);
+  screen.say(`It is ready, on 127.0.0.1:${port} for the database and :${httpPort} for an HTTP API.`);
 
   screen.step('The application: demo/application.ts, with an ordinary driver');
   const environment = {
@@ -76,13 +81,14 @@ async function tour({ screen, crew, folder, identity, choices }: Stage): Promise
     PGPORT: String(port),
     PGDATABASE: database,
     PGUSER: 'anything',
+    ORDERS_API: `http://127.0.0.1:${httpPort}`,
   };
   const application = new Application(crew, environment, folder);
   screen.say('This is its whole environment:');
   const seen = (await application.tell('environment')) as Record<string, string>;
   screen.table(Object.entries(seen).toSorted(([a], [b]) => a.localeCompare(b)));
-  refuseSecrets(seen, [...passwords, ...store.keys]);
-  screen.say('No password, no token (the demo has searched it for both).');
+  refuseSecrets(seen, [...passwords, token, ...store.keys]);
+  screen.say('No password, no token (the demo has searched it for them).');
 
   screen.step('It connects');
   screen.table(rowsOf(await application.tell('connect')));
@@ -94,7 +100,7 @@ async function tour({ screen, crew, folder, identity, choices }: Stage): Promise
   screen.step('Now the password is rotated, while everything runs');
   passwords.push(newPassword());
   await postgres.setPassword(passwords[1] ?? '');
-  await store.write({ username: role, password: passwords[1] ?? '' });
+  await store.write({ username: role, password: passwords[1] ?? '', token });
   screen.say(`ALTER ROLE ${role} PASSWORD '...' in the database, and the new one in the store.`);
   screen.say('Neither Postern nor the application was touched or told.');
   const refusal = await postgres.refusal(passwords[0] ?? '');
@@ -108,16 +114,26 @@ async function tour({ screen, crew, folder, identity, choices }: Stage): Promise
   screen.say('Its first session, opened before the rotation, still answers:');
   screen.table(rowsOf(await application.tell('ask-first')).filter(([name]) => name !== 'server'));
 
+  screen.step('An HTTP API that wants a token');
+  const direct = await fetch(`http://127.0.0.1:${apiPort}/orders`);
+  screen.say(`Asked directly, it says ${direct.status}: ${(await direct.text()).trim()}`);
+  const curl = `curl http://127.0.0.1:${httpPort}/orders`;
+  screen.say('The application asks Postern, like this, and still has no token:');
+  screen.show(curl);
+  const { status, body } = (await application.tell('ask-api')) as { status: number; body: string };
+  if (direct.status !== 401 || status !== 200) throw new Trouble(`the API answered with ${status}`);
+  screen.good(`${status}: ${body}`);
+
   await application.leave();
   screen.step('What Postern wrote down: one line for each session');
-  const sessions = await ended(postern, psql ? 3 : 2);
+  const sessions = await ended(postern, psql ? 4 : 3);
   for (const session of sessions) showSession(screen, session);
   screen.good('Names, versions and durations; never a value.');
 
   if (choices.keep) {
     screen.step('It is yours');
     screen.say('It runs until you press Ctrl-C. In another terminal:');
-    screen.show(`${line}\ncurl http://127.0.0.1:${adminPort}/metrics`);
+    screen.show(`${line}\n${curl}\ncurl http://127.0.0.1:${adminPort}/metrics`);
     next(screen);
     return;
   }
@@ -149,7 +165,13 @@ async function chooseStore(crew: Crew, folder: string, wanted: Choices['store'])
   return await fileStore(folder);
 }
 
-function describe(postgres: Postgres, store: Store, at: { port: number; adminPort: number }): string {
+interface Ports {
+  readonly port: number;
+  readonly httpPort: number;
+  readonly adminPort: number;
+}
+
+function describe(postgres: Postgres, apiPort: number, store: Store, at: Ports): string {
   return `version: 2
 providers:
 ${store.provider}
@@ -164,6 +186,15 @@ services:
       host: 127.0.0.1
       port: ${postgres.port}
       tls: { mode: disable } # the same machine; the default is verify-full
+  orders-api:
+    connector: http
+    listenOn: tcp://127.0.0.1:${at.httpPort}
+    credentials:
+      token: ${store.reference('token')}
+    config:
+      upstream: http://127.0.0.1:${apiPort}
+      authenticate: { bearer: token }
+      allowPlainHttp: true # the same machine; else only https://
 admin: { listenOn: "tcp://127.0.0.1:${at.adminPort}" }
 `;
 }
@@ -243,6 +274,7 @@ const told = [
   'credential',
   'upstream',
   'auth',
+  'requests',
   'outcome',
   'loginMs',
   'durationMs',

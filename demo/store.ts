@@ -7,12 +7,14 @@ import { freePort } from '../test/support/servers/process.ts';
 import type { Crew } from './crew.ts';
 import { Trouble } from './trouble.ts';
 
-export interface Login {
+export interface Secrets {
   readonly username: string;
   readonly password: string;
+  /** For the HTTP API. */
+  readonly token: string;
 }
 
-/** Where the password is kept, and how Postern's configuration says so. */
+/** Where the secrets are kept, and how Postern's configuration says so. */
 export interface Store {
   readonly title: string;
   /** A few sentences about it, for the screen. */
@@ -22,8 +24,8 @@ export interface Store {
   /** The entry under `providers:`. */
   readonly provider: string;
   /** What `get:` says of a field. */
-  reference(field: keyof Login): string;
-  write(login: Login): Promise<void>;
+  reference(field: keyof Secrets): string;
+  write(secrets: Secrets): Promise<void>;
 }
 
 /** A real OpenBao (or Vault) in memory, when its program is on this machine; undefined otherwise. */
@@ -79,7 +81,7 @@ export async function openBaoStore(crew: Crew, parent: string): Promise<Store | 
   const name = basename(program) === 'vault' ? 'Vault' : 'OpenBao';
   return {
     title: `${name} ${version} at http://${address}`,
-    about: `The password is in its KV store at secret/orders-db, in memory. Postern has a login (AppRole) that may read this one secret and nothing else.`,
+    about: `The secrets are in its KV store at secret/orders-db, in memory. Postern has a login (AppRole) that may read this one secret and nothing else.`,
     keys: [rootToken, secretId],
     provider: `  vault:
     kind: vault
@@ -89,8 +91,8 @@ export async function openBaoStore(crew: Crew, parent: string): Promise<Store | 
       roleId: orders
       secretIdFile: ${secretIdFile}`,
     reference: (field) => `{ from: vault, get: secret/data/orders-db#${field} }`,
-    write: async (login) => {
-      await request('POST', 'secret/data/orders-db', { data: login });
+    write: async (secrets) => {
+      await request('POST', 'secret/data/orders-db', { data: secrets });
     },
   };
 }
@@ -103,14 +105,14 @@ export async function fileStore(parent: string): Promise<Store> {
   return {
     title: `a file with mode 0600: ${path}`,
     about:
-      'The file holds user name and password as JSON; Postern reads it anew for each login. With `bao` or `vault` on your PATH this would be a real secret store.',
+      'The file holds user name, password and token as JSON; Postern reads it anew for each login. With `bao` or `vault` on your PATH this would be a real secret store.',
     keys: [],
     provider: `  secrets:
     kind: file`,
     reference: (field) => `{ from: secrets, get: "${path}#${field}" }`,
-    write: async (login) => {
+    write: async (secrets) => {
       // Whole at once: a login at this very moment reads the old version or the new one, never half of one.
-      await writeFile(`${path}.new`, JSON.stringify(login), { mode: 0o600 });
+      await writeFile(`${path}.new`, JSON.stringify(secrets), { mode: 0o600 });
       await rename(`${path}.new`, path);
     },
   };
