@@ -92,6 +92,8 @@ export class SocketWire implements Wire {
   /** A write still refers to the lease: the next read needs another one. */
   #leaseTaken = false;
   #bulk = false;
+  /** The socket asks for a buffer behind a read, and not for its first. */
+  #hasRead = false;
 
   constructor(user: WireUser) {
     this.#user = user;
@@ -102,8 +104,17 @@ export class SocketWire implements Wire {
    * or to a socket that takes over the handle of another.
    */
   readonly onread = {
-    buffer: (): Buffer => this.#nextBuffer(),
+    buffer: (): Buffer => {
+      const before = this.#current;
+      const next = this.#nextBuffer();
+      const same = this.#hasRead && next === before;
+      this.#hasRead = false;
+      // A socket that gets nothing goes on with what it has, and saves the calls that look a buffer up. Its first it needs,
+      // and `onread` of one wire may be given to several sockets, until one of them connects.
+      return same ? (undefined as unknown as Buffer) : next;
+    },
     callback: (length: number, bytes: Uint8Array): boolean => {
+      this.#hasRead = true;
       this.#bulk = length >= MESSAGE_READ;
       handOut(this, this.#user, bytes as Buffer, length);
       return true;
