@@ -1,7 +1,7 @@
 /**
  * Encodings of bytes that may be secret, into bytes: what goes through a JavaScript string stays in V8's heap, where
- * nothing can overwrite it. Every result is a fresh buffer outside that heap (Node puts the small ones of
- * `Buffer.alloc` inside it), which the caller wipes.
+ * nothing can overwrite it. Every result is a fresh buffer outside that heap, which the caller wipes: 64 bytes or fewer of
+ * `Buffer.alloc` and `Buffer.allocUnsafeSlow` lie inside it, where the collector leaves copies behind when it moves them.
  */
 
 const base64Letters = Buffer.from(
@@ -55,7 +55,7 @@ export function decodeBase64(text: Buffer): Buffer | undefined {
     const missing = held === 0 ? 0 : held === 2 ? 1 : 2;
     if (held === 6 || (bits & ((1 << held) - 1)) !== 0 || (padding > 0 && padding !== missing))
       return undefined;
-    return join([draft.subarray(0, length)]);
+    return copyOf(draft, 0, length);
   } finally {
     draft.fill(0);
   }
@@ -114,6 +114,25 @@ export function join(parts: readonly Buffer[]): Buffer {
   let to = 0;
   for (const part of parts) to += part.copy(out, to);
   return out;
+}
+
+/** From `start` to before `end`, in a buffer of its own. */
+export function copyOf(bytes: Buffer, start = 0, end = bytes.length): Buffer {
+  return join([bytes.subarray(start, end)]);
+}
+
+/** Without the spaces, tabs and line ends around it; a view. */
+export function trimmed(bytes: Buffer): Buffer {
+  let start = 0;
+  let end = bytes.length;
+  while (start < end && isSpace(bytes[start])) start++;
+  while (end > start && isSpace(bytes[end - 1])) end--;
+  return bytes.subarray(start, end);
+}
+
+/** Space, tab or a part of a line end; not what stands behind the last byte. */
+export function isSpace(byte: number | undefined): boolean {
+  return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
 }
 
 /** Overwrites all of them. */

@@ -1,5 +1,6 @@
 import { isUtf8 } from 'node:buffer';
 
+import { copyOf, join } from './bytes.ts';
 import { PosternError } from './errors.ts';
 
 /** Deeper nesting is refused, so that a hostile text cannot exhaust the stack. */
@@ -124,14 +125,14 @@ export function jsonObject(members: Readonly<Record<string, Buffer>>): Buffer {
     parts.push(Buffer.from(`${parts.length === 0 ? '{' : ','}${JSON.stringify(key)}:`), quoted(value));
   }
   parts.push(Buffer.from(parts.length === 0 ? '{}' : '}'));
-  const object = copyOf(Buffer.concat(parts));
+  const object = join(parts);
   for (const part of parts) part.fill(0);
   return object;
 }
 
 function quoted(value: Buffer): Buffer {
   if (!isUtf8(value)) throw new PosternError('PROVIDER_FAILED', 'a value for a request is not UTF-8');
-  const out = Buffer.alloc(value.length * 6 + 2);
+  const out = Buffer.allocUnsafe(value.length * 6 + 2);
   let at = out.writeUInt8(quote, 0);
   for (const byte of value) {
     if (byte < 0x20) {
@@ -295,7 +296,7 @@ function hexDigit(byte: number | undefined): number | undefined {
 
 /** The string between the quotes at `start` and before `end`. Unescaping never makes it longer. */
 function unescape(text: Buffer, start: number, end: number): Buffer | undefined {
-  const out = Buffer.alloc(end - start);
+  const out = Buffer.allocUnsafe(end - start);
   let length = 0;
   for (let at = start + 1; at < end - 1; at++) {
     const byte = text[at] as number;
@@ -346,11 +347,4 @@ function writeUtf8(out: Buffer, from: number, point: number): number {
   }
   out[at++] = 0x80 | (point & 0x3f);
   return at;
-}
-
-/** Outside Node's shared pool, so that the bytes are this value's alone. */
-function copyOf(bytes: Buffer, start = 0, end = bytes.length): Buffer {
-  const copy = Buffer.alloc(end - start);
-  bytes.copy(copy, 0, start, end);
-  return copy;
 }

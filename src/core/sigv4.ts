@@ -1,6 +1,6 @@
 import { createHash, createHmac, hash } from 'node:crypto';
 
-import { join, percentEncodeText, wipe } from './bytes.ts';
+import { copyOf, join, percentEncodeText, wipe } from './bytes.ts';
 
 /** For whom a signature is, beside its day. */
 export interface SigningScope {
@@ -159,7 +159,7 @@ export class SigningKeys implements Disposable {
 function hmac(key: Buffer, text: string): Buffer {
   const made = createHmac('sha256', key).update(text).digest();
   // OpenSSL's answer lies on V8's heap, where the collector may copy it before it is overwritten.
-  const outside = join([made]);
+  const outside = copyOf(made);
   made.fill(0);
   return outside;
 }

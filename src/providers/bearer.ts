@@ -1,3 +1,4 @@
+import { copyOf } from '../core/bytes.ts';
 import { type ErrorCode, PosternError } from '../core/errors.ts';
 import type { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
@@ -129,16 +130,14 @@ export function checkTokenReference(reference: string): string | undefined {
 
 /** A provider whose secrets are the tokens themselves: a database takes them as passwords. */
 export function openTokenProvider({ client, tokens, scope }: TokenProvider): Provider {
-  async function copyOf(
+  async function tokenFor(
     wanted: string,
     signal: AbortSignal,
     onEnd: (expiresAt: number) => void,
   ): Promise<Secret> {
     return await tokens.of(wanted).lend((token, expiresAt) => {
       onEnd(expiresAt);
-      const bytes = Buffer.allocUnsafeSlow(token.reveal().length);
-      token.reveal().copy(bytes);
-      return Promise.resolve(new Secret(bytes));
+      return Promise.resolve(new Secret(copyOf(token.reveal())));
     }, signal);
   }
 
@@ -152,7 +151,7 @@ export function openTokenProvider({ client, tokens, scope }: TokenProvider): Pro
           const problem = checkTokenReference(reference);
           if (problem) throw client.error('PROVIDER_FAILED', `"${reference}": ${problem}`);
           const wanted = reference === 'token' ? scope : reference;
-          const secret = await copyOf(wanted, signal, (expiresAt) => {
+          const secret = await tokenFor(wanted, signal, (expiresAt) => {
             end = Math.min(end, expiresAt);
           }).catch((thrown: unknown) => {
             throw client.about(`"${reference}"`, thrown);

@@ -2,6 +2,7 @@ import { accessSync, constants, statSync } from 'node:fs';
 import { delimiter, isAbsolute, join } from 'node:path';
 import * as z from 'zod';
 
+import { copyOf } from '../core/bytes.ts';
 import { duration } from '../core/duration.ts';
 import { type ErrorCode, PosternError } from '../core/errors.ts';
 import { JsonBytes } from '../core/json-bytes.ts';
@@ -230,11 +231,4 @@ function isRunnable(program: string, path: string | undefined): boolean {
 function withoutOneLineEnd(bytes: Buffer): Buffer {
   if (bytes.at(-1) !== 0x0a) return bytes;
   return bytes.subarray(0, bytes.at(-2) === 0x0d ? -2 : -1);
-}
-
-/** From Node's pool: V8 keeps small buffers of `Buffer.alloc` in its own heap, whose collector moves them about. */
-function copyOf(bytes: Buffer): Buffer {
-  const copy = Buffer.allocUnsafe(bytes.length);
-  bytes.copy(copy);
-  return copy;
 }

@@ -1,5 +1,6 @@
 import * as z from 'zod';
 
+import { copyOf } from '../core/bytes.ts';
 import { PosternError } from '../core/errors.ts';
 import { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
@@ -78,10 +79,7 @@ async function remember(
 }
 
 function whole(bytes: Buffer, trim: boolean): Buffer {
-  const wanted = trim ? withoutLineEnd(bytes) : bytes;
-  const copy = Buffer.alloc(wanted.length);
-  wanted.copy(copy);
-  return copy;
+  return copyOf(trim ? withoutLineEnd(bytes) : bytes);
 }
 
 function member(bytes: Buffer, field: string): Buffer {

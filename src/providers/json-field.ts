@@ -1,3 +1,4 @@
+import { copyOf } from '../core/bytes.ts';
 import { PosternError } from '../core/errors.ts';
 import { JsonBytes } from '../core/json-bytes.ts';
 import { Secret } from '../core/secret.ts';
@@ -34,11 +35,7 @@ export function takeFields(value: Buffer, references: readonly string[]): Secret
 
 function take(value: Buffer, reference: string): Buffer {
   const { field } = splitField(reference);
-  if (field === undefined) {
-    const whole = Buffer.allocUnsafeSlow(value.length);
-    value.copy(whole);
-    return whole;
-  }
+  if (field === undefined) return copyOf(value);
   let problem: string;
   try {
     const found = JsonBytes.parse(value).find(field);

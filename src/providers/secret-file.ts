@@ -2,6 +2,7 @@ import type { Stats } from 'node:fs';
 import { constants } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
 
+import { copyOf } from '../core/bytes.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
 import { refuseAborted, untilAborted } from './deadline.ts';
 
@@ -76,16 +77,17 @@ function refuseUnlessRegular(path: string, status: Stats): void {
 
 /** A size of 0 says nothing (procfs), and a file may grow while it is read: its end is where a read finds nothing. */
 async function readToEnd(path: string, file: FileHandle, size: number): Promise<Buffer> {
-  let buffer: Buffer = Buffer.alloc(size + 1);
+  let buffer: Buffer = Buffer.allocUnsafe(size + 1);
   let length = 0;
   try {
     for (;;) {
       const { bytesRead } = await file.read(buffer, length, buffer.length - length, length);
       length += bytesRead;
       if (length > maxBytes) throw tooLarge(path);
-      if (bytesRead === 0) return exactly(buffer, length);
+      if (bytesRead === 0) return copyOf(buffer, 0, length);
       if (length === buffer.length) {
-        const larger = exactly(buffer, maxBytes + 1);
+        const larger = Buffer.allocUnsafe(maxBytes + 1);
+        buffer.copy(larger);
         buffer.fill(0);
         buffer = larger;
       }
@@ -93,12 +95,6 @@ async function readToEnd(path: string, file: FileHandle, size: number): Promise<
   } finally {
     buffer.fill(0);
   }
-}
-
-function exactly(buffer: Buffer, length: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  buffer.copy(bytes);
-  return bytes;
 }
 
 function tooLarge(path: string): PosternError {

@@ -1,3 +1,4 @@
+import { copyOf } from '../../core/bytes.ts';
 import { Secret } from '../../core/secret.ts';
 import { SigningKeys } from '../../core/sigv4.ts';
 import type { Obtained } from '../expiring.ts';
@@ -41,7 +42,5 @@ export type ObtainedCredentials = Obtained<AwsCredentials>;
 
 /** A secret from a view of bytes that are wiped later. */
 export function copied(view: Buffer): Secret {
-  const bytes = Buffer.allocUnsafeSlow(view.length);
-  view.copy(bytes);
-  return new Secret(bytes);
+  return new Secret(copyOf(view));
 }

@@ -1,3 +1,5 @@
+import { trimmed } from '../../core/bytes.ts';
+
 /** A section of AWS's shared files: keys in lower case, values as views of the file's bytes, which hold secrets. */
 export type Section = ReadonlyMap<string, Buffer>;
 
@@ -37,13 +39,4 @@ export function parseIni(file: Buffer): ReadonlyMap<string, Section> {
 function withoutComment(value: Buffer): Buffer {
   const starts = [value.indexOf(' #'), value.indexOf(' ;')].filter((at) => at !== -1);
   return starts.length === 0 ? value : value.subarray(0, Math.min(...starts));
-}
-
-function trimmed(line: Buffer): Buffer {
-  let start = 0;
-  let end = line.length;
-  const space = (byte: number | undefined) => byte === 0x20 || byte === 0x09 || byte === 0x0d;
-  while (start < end && space(line[start])) start++;
-  while (end > start && space(line[end - 1])) end--;
-  return line.subarray(start, end);
 }

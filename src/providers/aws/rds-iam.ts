@@ -51,9 +51,7 @@ export function openRdsIam(settings: CommonSettings, context: ProviderContext): 
         credentials.accessKeyId,
         keys,
       );
-      const text = `${place}/?${query}`;
-      const bytes = Buffer.allocUnsafeSlow(Buffer.byteLength(text));
-      bytes.write(text, 'latin1');
+      const bytes = Buffer.from(`${place}/?${query}`, 'latin1');
       // It dies with the credentials that signed it.
       const end = Math.min(now + lifeSeconds * 1000, expiresAt);
       return await Promise.resolve({ secret: new Secret(bytes), end });

@@ -1,6 +1,7 @@
 import { X509Certificate } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 
+import { copyOf } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import { Secret } from '../../core/secret.ts';
 import { refuseAborted } from '../deadline.ts';
@@ -116,10 +117,4 @@ function tlsOf({ ca }: Effective): StoreTls | undefined {
 function usable<Pem extends string | Buffer>(pem: Pem): Pem {
   void new X509Certificate(pem);
   return pem;
-}
-
-function copyOf(bytes: Buffer): Buffer {
-  const copy = Buffer.allocUnsafe(bytes.length);
-  bytes.copy(copy);
-  return copy;
 }

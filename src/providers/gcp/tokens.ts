@@ -1,7 +1,8 @@
 import { createPrivateKey, sign } from 'node:crypto';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { formOf } from '../../core/bytes.ts';
+
+import { copyOf, formOf } from '../../core/bytes.ts';
 import { type ErrorCode, PosternError, reasonOf } from '../../core/errors.ts';
 import { JsonBytes } from '../../core/json-bytes.ts';
 import type { Secret } from '../../core/secret.ts';
@@ -209,12 +210,7 @@ export function googleTokens(
   /** A copy of the token; `bytes` are wiped. */
   function subjectIn(bytes: Buffer, field: string | undefined): Buffer {
     try {
-      if (field === undefined) {
-        const line = withoutLineEnd(bytes);
-        const copy = Buffer.allocUnsafeSlow(line.length);
-        line.copy(copy);
-        return copy;
-      }
+      if (field === undefined) return copyOf(withoutLineEnd(bytes));
       const found = JsonBytes.parse(bytes).get(field);
       if (found?.kind !== 'string')
         throw failed('PROVIDER_FAILED', `the token to exchange has no field "${field}"`);

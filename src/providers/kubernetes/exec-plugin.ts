@@ -1,5 +1,6 @@
 import { resolve } from 'node:path';
 
+import { copyOf } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import { JsonBytes } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
@@ -66,10 +67,7 @@ export function pluginLogin(plugin: ExecPlugin, { provider, folder, environment 
     token: (signal) =>
       tokens.lend((kept) => {
         last = kept;
-        const bytes = kept.reveal();
-        const copy = Buffer.allocUnsafeSlow(bytes.length);
-        bytes.copy(copy);
-        return Promise.resolve(new Secret(copy));
+        return Promise.resolve(new Secret(copyOf(kept.reveal())));
       }, signal),
     refused: () => {
       if (last) tokens.discard(last);

@@ -4,6 +4,7 @@ import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 
+import { copyOf } from '../../core/bytes.ts';
 import { PosternError, reasonOf } from '../../core/errors.ts';
 import { JsonBytes } from '../../core/json-bytes.ts';
 import { refuseAborted } from '../deadline.ts';
@@ -296,7 +297,7 @@ class WatchStream implements Disposable {
   }
 
   #line(): Buffer {
-    const line = Buffer.allocUnsafeSlow(this.#size);
+    const line = Buffer.allocUnsafe(this.#size);
     let at = 0;
     for (const part of this.#parts) {
       at += part.copy(line, at);
@@ -319,9 +320,3 @@ class WatchStream implements Disposable {
 }
 
 const newline = 0x0a;
-
-function copyOf(bytes: Buffer): Buffer {
-  const copy = Buffer.allocUnsafeSlow(bytes.length);
-  bytes.copy(copy);
-  return copy;
-}

@@ -1,6 +1,7 @@
 import { createCipheriv, createDecipheriv, randomBytes, scrypt, webcrypto } from 'node:crypto';
 import type { Decrypter, Encrypter, Identity, Recipient, Stanza } from 'age-encryption';
-import { decodeBase64, encodeBase64 } from '../../core/bytes.ts';
+
+import { decodeBase64, encodeBase64, trimmed } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import { decodeBech32, encodeBech32 } from './bech32.ts';
 
@@ -159,14 +160,6 @@ function* linesOf(text: Buffer): Generator<Buffer> {
     if (line.length > 0 && line[0] !== 0x23) yield line;
     start = next + 1;
   }
-}
-
-function trimmed(line: Buffer): Buffer {
-  let [start, end] = [0, line.length];
-  const isSpace = (byte: number | undefined) => byte === 0x20 || byte === 0x09 || byte === 0x0d;
-  while (start < end && isSpace(line[start])) start++;
-  while (end > start && isSpace(line[end - 1])) end--;
-  return line.subarray(start, end);
 }
 
 // ── passphrase ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
 import { createHmac, randomBytes } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 
+import { copyOf, trimmed } from '../../core/bytes.ts';
 import { PosternError } from '../../core/errors.ts';
 import { jsonObject } from '../../core/json-bytes.ts';
 import { Secret } from '../../core/secret.ts';
@@ -137,7 +138,7 @@ export class Logins {
    * (response wrapping, "Response wrapping token validation"). What it held is kept for later logins.
    */
   async #unwrapOnce(auth: Approle, given: Buffer, signal: AbortSignal): Promise<Buffer> {
-    const token = new Secret(trim(given));
+    const token = new Secret(trimmed(given));
     const of = this.#fingerprint(token.reveal());
     if (this.#unwrapped?.of !== of) {
       this.#unwrapped?.secretId?.wipe();
@@ -158,9 +159,7 @@ export class Logins {
     await untilAborted(mine.done, signal, this.#client.naming('unwrapping the secret id'));
     const bytes = mine.secretId?.reveal();
     if (!bytes) throw this.#client.error('PROVIDER_FAILED', 'the unwrapped secret id is not there any more');
-    const copy = Buffer.alloc(bytes.length);
-    bytes.copy(copy);
-    return copy;
+    return copyOf(bytes);
   }
 
   async #unwrap(auth: Approle, token: Secret, into: Unwrapped): Promise<void> {
@@ -252,14 +251,14 @@ export class Logins {
   /** Sends a login. `members` are trimmed, and wiped afterwards. */
   async #logIn(path: string, members: Record<string, Buffer>, signal: AbortSignal): Promise<NewToken> {
     const { method } = this.#auth;
-    const trimmed = Object.entries(members).map(
-      ([key, value]) => [key, key === 'password' ? withoutLineEnd(value) : trim(value)] as const,
+    const sent = Object.entries(members).map(
+      ([key, value]) => [key, key === 'password' ? withoutLineEnd(value) : trimmed(value)] as const,
     );
-    const secret = trimmed.find(([key]) => confidentialKeys.has(key))?.[1] ?? Buffer.of();
+    const secret = sent.find(([key]) => confidentialKeys.has(key))?.[1] ?? Buffer.of();
     let body: Buffer | undefined;
     let escaped: Buffer | undefined;
     try {
-      body = jsonObject(Object.fromEntries(trimmed));
+      body = jsonObject(Object.fromEntries(sent));
       // As it stands in the body, which a server may quote: `{"":"` and `"}` are around it.
       escaped = jsonObject({ '': secret });
       const what = this.#fingerprint(body);
@@ -344,7 +343,7 @@ export class Logins {
 
   /** A header takes printable ASCII only; anything else in a token is a wrong file or a lost encoding. */
   #checked(bytes: Buffer, from: string, whenEmpty: 'PROVIDER_FAILED' | 'PROVIDER_UNAVAILABLE'): Secret {
-    const text = trim(bytes);
+    const text = trimmed(bytes);
     if (text.length === 0) throw this.#client.error(whenEmpty, `the token from ${from} is empty`);
     if (text.length > 8192 || !text.every((byte) => byte > 0x20 && byte < 0x7f)) {
       bytes.fill(0);
@@ -384,17 +383,4 @@ function isSecretIdPath(path: string, mount: string): boolean {
 export function secondsIn(text: string | undefined): number {
   const seconds = Number(text ?? 0);
   return Number.isFinite(seconds) && seconds > 0 ? seconds : 0;
-}
-
-function trim(bytes: Buffer): Buffer {
-  const text = withoutLineEnd(bytes);
-  let start = 0;
-  let end = text.length;
-  while (start < end && isSpace(text[start])) start++;
-  while (end > start && isSpace(text[end - 1])) end--;
-  return text.subarray(start, end);
-}
-
-function isSpace(byte: number | undefined): boolean {
-  return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
 }

@@ -1,6 +1,6 @@
 import { hash } from 'node:crypto';
 
-import { join } from '../../../core/bytes.ts';
+import { copyOf, join, trimmed } from '../../../core/bytes.ts';
 import { PosternError } from '../../../core/errors.ts';
 import {
   amzDate,
@@ -98,7 +98,7 @@ class AwsInjection implements Injection, Signer {
     this.#settings = settings;
     this.#accessKeyId = accessKeyId;
     this.#keys = new SigningKeys(secret);
-    this.#token = token && join([token]);
+    this.#token = token && copyOf(token);
     this.#now = now;
   }
 
@@ -297,18 +297,6 @@ function payloadOf(request: RequestView, service: string): string | undefined {
   if (declared === 'UNSIGNED-PAYLOAD' && tls) return declared;
   if (request.framing === 'none' || request.contentLength === 0) return emptyHash;
   return isS3(service) && tls ? 'UNSIGNED-PAYLOAD' : undefined;
-}
-
-function trimmed(bytes: Buffer): Buffer {
-  let start = 0;
-  let end = bytes.length;
-  while (start < end && isBlank(bytes[start])) start += 1;
-  while (end > start && isBlank(bytes[end - 1])) end -= 1;
-  return bytes.subarray(start, end);
-}
-
-function isBlank(byte: number | undefined): boolean {
-  return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
 }
 
 function refused(message: string): PosternError {

@@ -1,4 +1,4 @@
-import { encodeBase64, join, percentEncode, wipe } from '../../../core/bytes.ts';
+import { copyOf, encodeBase64, join, percentEncode, wipe } from '../../../core/bytes.ts';
 import type { Credentials } from '../../../core/credentials.ts';
 import { PosternError } from '../../../core/errors.ts';
 
@@ -44,9 +44,9 @@ type Expression =
 function render(expression: Expression, credentials: Credentials): Buffer {
   switch (expression.kind) {
     case 'text':
-      return join([expression.bytes]);
+      return copyOf(expression.bytes);
     case 'credential':
-      return join([valueOf(expression.name, credentials)]);
+      return copyOf(valueOf(expression.name, credentials));
     case 'join': {
       const parts: Buffer[] = [];
       try {
