@@ -186,6 +186,10 @@ describe('deploy/kubernetes/sidecar.yaml', () => {
     assert.equal(source?.serviceAccountToken.audience, 'vault');
     assert.ok(text.includes(`jwtFile: ${mount}/${source?.serviceAccountToken.path}\n`));
 
+    // The root file system cannot be written, and what is to outlive a crash of the container must be on a volume.
+    const state = found(postern.volumeMounts?.find(({ mountPath }) => mountPath === config.stateFolder));
+    assert.ok('emptyDir' in found(pod.volumes.find(({ name }) => name === state.name)));
+
     const drain = Math.max(...config.services.map(({ limits }) => limits.drainTimeout)) / 1000;
     assert.ok(drain < pod.terminationGracePeriodSeconds, 'the kubelet would kill it while it drains');
   });
