@@ -131,7 +131,7 @@ export class Dispute<Loan> {
       }
     } else {
       if (outcome !== 'undecided') this.#error = outcome;
-      if (this.graceOver) this.#endGrace();
+      if (this.#graceOver) this.#endGrace();
       else this.#armRetry();
     }
   }
@@ -182,7 +182,7 @@ export class Dispute<Loan> {
   }
 
   #endGrace(): void {
-    this.graceOver = true;
+    this.#graceOver = true;
     if (this.#leading) return;
     this.#bad = true;
     this.#over.abort();
