@@ -73,6 +73,7 @@ export interface HttpService {
   readonly credentials?: Readonly<Record<string, unknown>>;
   readonly config: Readonly<Record<string, unknown>>;
   readonly limits?: Readonly<Record<string, unknown>>;
+  readonly cache?: Readonly<Record<string, unknown>>;
 }
 
 /** The text of a configuration; every service has the token as its credential. */
