@@ -211,19 +211,19 @@ describe('openAuthority', () => {
     return { name: 's', log, loginTimeout: 1000, idleTimeout: 0, prepare: (make) => source.prepare(make) };
   }
   const unmatched = 'refuse' as const;
-  const signal = AbortSignal.timeout(5000);
+  const soon = () => AbortSignal.timeout(5000);
 
   it('makes one of credentials, and keeps its certificates when they are fetched again', async (t) => {
     const { cert, key } = newRoot();
     let now = performance.now();
     t.mock.method(performance, 'now', () => now);
     const source = openAuthority({ unmatched }, service({ caCert: cert, caKey: key }));
-    const authority = await source.get(signal);
+    const authority = await source.get(soon());
     const context = authority.contextFor('a.example');
     assert.equal(source.current, authority);
     now += 3_600_000;
     assert.equal(source.current, undefined);
-    assert.equal((await source.get(signal)).contextFor('a.example'), context);
+    assert.equal((await source.get(soon())).contextFor('a.example'), context);
   });
 
   it('makes one of a certificate in a file and a key in a secret store', async () => {
@@ -231,7 +231,7 @@ describe('openAuthority', () => {
     const caCert = join(folder, 'half.crt');
     await writeFile(caCert, cert);
     const source = openAuthority({ caCert, unmatched }, service({ caKey: key }));
-    assert.ok((await source.get(signal)).contextFor('a.example'));
+    assert.ok((await source.get(soon())).contextFor('a.example'));
   });
 
   it('makes one of two files, at once', async () => {
