@@ -147,10 +147,7 @@ describe('a credential that changes while requests are under way', { timeout: 12
     );
     for (const each of seen) assert.equal(each, 'Bearer token-of-the-quick-one');
     socket.destroy();
-    assert.equal(
-      await (await fetchThrough(postern.port('other'), `http://api.test:${upstream}/x`)).status,
-      200,
-    );
+    assert.equal((await fetchThrough(postern.port('other'), `http://api.test:${upstream}/x`)).status, 200);
   });
 });
 

@@ -24,6 +24,11 @@ export class Clock {
     this.#timer = setInterval(() => this.#tick(), TICK);
   }
 
+  /** How many have timeouts. */
+  get size(): number {
+    return this.#timed.size;
+  }
+
   delete(timed: Timed): void {
     if (!this.#timed.delete(timed) || this.#timed.size > 0) return;
     clearInterval(this.#timer);
