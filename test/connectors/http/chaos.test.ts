@@ -37,7 +37,7 @@ const answerTo = (id: string, size: number) =>
 type Manner = (
   answer: string,
   random: (below: number) => number,
-) => { said: string; then?: 'end' | 'reset' | 'stall' };
+) => { said: string; after?: 'end' | 'reset' | 'stall' };
 
 const length = (body: string) => `HTTP/1.1 200 OK\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
 const chunked = (body: string) => {
@@ -51,22 +51,22 @@ const manners: readonly Manner[] = [
   ...Array.from({ length: 6 }, (): Manner => (answer) => ({ said: length(answer) })),
   ...Array.from({ length: 4 }, (): Manner => (answer) => ({ said: chunked(answer) })),
   (answer) => ({ said: `HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n${length(answer)}` }),
-  (answer) => ({ said: length(answer), then: 'end' }),
-  (answer) => ({ said: length(answer), then: 'reset' }),
-  (answer) => ({ said: `HTTP/1.0 200 OK\r\n\r\n${answer}`, then: 'end' }),
+  (answer) => ({ said: length(answer), after: 'end' }),
+  (answer) => ({ said: length(answer), after: 'reset' }),
+  (answer) => ({ said: `HTTP/1.0 200 OK\r\n\r\n${answer}`, after: 'end' }),
   // Cut off, in whatever place.
-  (answer, random) => ({ said: length(answer).slice(0, random(answer.length + 30)), then: 'end' }),
-  (answer, random) => ({ said: chunked(answer).slice(0, random(answer.length + 30)), then: 'reset' }),
-  (answer, random) => ({ said: length(answer).slice(0, random(answer.length + 30)), then: 'stall' }),
+  (answer, random) => ({ said: length(answer).slice(0, random(answer.length + 30)), after: 'end' }),
+  (answer, random) => ({ said: chunked(answer).slice(0, random(answer.length + 30)), after: 'reset' }),
+  (answer, random) => ({ said: length(answer).slice(0, random(answer.length + 30)), after: 'stall' }),
   // More than was asked for.
   (answer) => ({ said: `${length(answer)}${length('poison')}` }),
   (answer) => ({ said: `${chunked(answer)}poison` }),
   // Not HTTP, or not strictly.
   () => ({ said: '\x16\x03\x01\x00\xff\x00\x00garbage\r\n\r\n' }),
-  (answer) => ({ said: length(answer).replaceAll('\r\n', '\n'), then: 'stall' }),
-  (answer) => ({ said: chunked(answer).replace(/\r\n0\r\n\r\n$/, '\r\n-1\r\n\r\n'), then: 'stall' }),
-  () => ({ said: '', then: 'reset' }),
-  () => ({ said: '', then: 'stall' }),
+  (answer) => ({ said: length(answer).replaceAll('\r\n', '\n'), after: 'stall' }),
+  (answer) => ({ said: chunked(answer).replace(/\r\n0\r\n\r\n$/, '\r\n-1\r\n\r\n'), after: 'stall' }),
+  () => ({ said: '', after: 'reset' }),
+  () => ({ said: '', after: 'stall' }),
 ];
 
 /** A server of no constancy. It knows who asks, and has seen whether the credential was there. */
@@ -119,7 +119,7 @@ class Unruly implements AsyncDisposable {
     const [, id = '', size = '0'] = /^\w+ \/(\S+?)\/(\d+) HTTP\/1\.1\r\n/.exec(head) ?? [];
     if (id === '' || head.split(`\r\nAuthorization: Bearer ${secret}\r\n`).length !== 2)
       this.wrong.push(head);
-    const { said, then } = (manners[random(manners.length)] as Manner)(answerTo(id, Number(size)), random);
+    const { said, after } = (manners[random(manners.length)] as Manner)(answerTo(id, Number(size)), random);
     if (random(4) === 0) await sleep(random(20));
     for (let at = 0; at < said.length && !socket.destroyed; ) {
       const next = random(3) === 0 ? at + 1 + random(2000) : said.length;
@@ -127,8 +127,8 @@ class Unruly implements AsyncDisposable {
       at = next;
       if (at < said.length) await new Promise((resolve) => setImmediate(resolve));
     }
-    if (then === 'end') socket.end();
-    else if (then === 'reset') socket.resetAndDestroy();
+    if (after === 'end') socket.end();
+    else if (after === 'reset') socket.resetAndDestroy();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
