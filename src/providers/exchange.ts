@@ -162,7 +162,7 @@ export function exchange(wanted: Exchange, signal: AbortSignal): Promise<Answer 
       const encoding = response.headers['content-encoding'];
       if (encoding && encoding.toLowerCase() !== wanted.contentEncoding)
         return fail('the answer is compressed');
-      const body = Buffer.alloc(size);
+      const body = Buffer.allocUnsafe(size);
       let at = 0;
       for (const chunk of chunks) at += chunk.copy(body, at);
       finish();
@@ -191,7 +191,8 @@ export class PlainAgent extends Agent {
       onread: {
         buffer: Buffer.alloc(readSize),
         callback: (length, buffer): boolean => {
-          const chunk = Buffer.alloc(length);
+          // From the pool: V8 keeps a short one of its own on its heap, and copies it about.
+          const chunk = Buffer.allocUnsafe(length);
           chunk.set(buffer.subarray(0, length));
           buffer.fill(0, 0, length);
           return socket.push(chunk);

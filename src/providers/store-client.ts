@@ -71,7 +71,7 @@ export class StoreClient {
     const retries = call.retries ?? this.#options.retries;
     for (let attempt = 0; ; attempt++) {
       const outcome = await this.#once(call, signal);
-      const pause = attempt < retries ? pauseBeforeRetry(call, outcome, attempt) : undefined;
+      const pause = attempt < retries ? pauseBeforeRetry(outcome, attempt, call.overloaded) : undefined;
       if (pause === undefined) {
         if (outcome instanceof Answer) return outcome;
         throw this.noAnswer(call, outcome.reason);
@@ -105,12 +105,7 @@ export class StoreClient {
   }
 
   noAnswer({ purpose, url, timeout = this.#options.timeout }: StoreCall, reason: string): PosternError {
-    const why = isTlsFailure(reason)
-      ? `TLS with ${url.host} failed (${reason})`
-      : reason === 'timeout'
-        ? `no answer from ${url.host} within ${timeout} ms`
-        : `${url.host} cannot be asked (${reason})`;
-    return this.error('PROVIDER_UNAVAILABLE', `${purpose}: ${why}`);
+    return this.error('PROVIDER_UNAVAILABLE', `${purpose}: ${whyNoAnswer(url.host, reason, timeout)}`);
   }
 
   /** Connections to this URL, by its scheme. Throws PROVIDER_FAILED for TLS files that cannot be used. */
@@ -209,19 +204,23 @@ export function jsonOf(answer: Answer): JsonBytes | undefined {
 }
 
 /** Requests under way keep their connection; it closes when they are done. */
-function retire(agent: Agent): void {
+export function retire(agent: Agent): void {
   for (const sockets of Object.values(agent.freeSockets))
     for (const socket of sockets ?? []) socket.destroy();
   agent.maxFreeSockets = 0;
 }
 
-/** Milliseconds until the request is worth repeating; undefined: it is not. */
-function pauseBeforeRetry(call: StoreCall, outcome: Answer | NoAnswer, attempt: number): number | undefined {
+/** Milliseconds until the request is worth repeating; undefined: it is not. `passes` knows more than the status. */
+export function pauseBeforeRetry(
+  outcome: Answer | NoAnswer,
+  attempt: number,
+  passes: ((answer: Answer) => boolean) | undefined,
+): number | undefined {
   // 100, 300, 900 ms ..., each by up to half more or less, so that many sidecars do not come back at once.
   const backoff = Math.min(100 * 3 ** attempt, 2000) * (0.5 + Math.random());
   if (!(outcome instanceof Answer)) return passing.has(outcome.reason) ? backoff : undefined;
   if (outcome.status < 400) return undefined;
-  if (!mayPass.has(outcome.status) && !call.overloaded?.(outcome)) return undefined;
+  if (!mayPass.has(outcome.status) && !passes?.(outcome)) return undefined;
   const asked = retryAfter(outcome.retryAfter);
   return asked > maxRetryAfter ? undefined : Math.max(asked, backoff);
 }
@@ -244,8 +243,12 @@ function retryAfter(header: string | undefined): number {
   return Number.isNaN(until) ? 0 : Math.max(0, until - Date.now());
 }
 
-function isTlsFailure(reason: string): boolean {
-  return /^(CERT_|ERR_TLS_|ERR_SSL_|ERR_OSSL_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|INVALID_CA|EPROTO)/.test(
-    reason,
-  );
+/** What became of a question to `place`, for a message. */
+export function whyNoAnswer(place: string, reason: string, timeout: number): string {
+  if (tlsFailure.test(reason)) return `TLS with ${place} failed (${reason})`;
+  if (reason === 'timeout') return `no answer from ${place} within ${timeout} ms`;
+  return `${place} cannot be asked (${reason})`;
 }
+
+const tlsFailure =
+  /^(CERT_|ERR_TLS_|ERR_SSL_|ERR_OSSL_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|INVALID_CA|EPROTO)/;

@@ -29,12 +29,12 @@ export function decodeBech32(prefix: string, text: Buffer): Buffer | undefined {
 
 /** `prefix`, "1" and the bytes, in upper case as age writes a secret key. */
 export function encodeBech32(prefix: string, bytes: Buffer): Buffer {
-  const groups = Buffer.alloc(Math.ceil((bytes.length * 8) / 5) + checksumLength);
+  const groups = Buffer.allocUnsafe(Math.ceil((bytes.length * 8) / 5) + checksumLength).fill(0);
   regroup(bytes, 8, groups, 5);
   const sum = checksum(prefix, groups) ^ 1;
   for (let i = 0; i < checksumLength; i++)
     groups[groups.length - checksumLength + i] = (sum >> (5 * (checksumLength - 1 - i))) & 31;
-  const text = Buffer.alloc(prefix.length + 1 + groups.length);
+  const text = Buffer.allocUnsafe(prefix.length + 1 + groups.length);
   text.write(`${prefix}1`.toUpperCase(), 'latin1');
   for (const [i, group] of groups.entries()) {
     const letter = alphabet[group] as number;

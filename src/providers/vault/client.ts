@@ -11,12 +11,11 @@ import type { Secret } from '../../core/secret.ts';
 import { refuseAborted, whyAborted } from '../deadline.ts';
 import { Answer, exchange, type NoAnswer, PlainAgent } from '../exchange.ts';
 import type { ProviderContext } from '../provider.ts';
+import { pauseBeforeRetry, retire, whyNoAnswer } from '../store-client.ts';
 import type { Effective, TlsSettings } from './settings.ts';
 
 /** Requests under way at once; more wait for a connection. */
 const maxSockets = 32;
-/** A server that asks for a longer pause than this is called unavailable at once. */
-const maxRetryAfter = 2000;
 
 /** One request to Vault, as the rest of the provider sees it. */
 export interface Call {
@@ -102,7 +101,7 @@ export class VaultClient {
     const retries = call.retries ?? this.#effective.retries;
     for (let attempt = 0; ; attempt++) {
       const outcome = await this.#followingOneRedirect(call, signal);
-      const pause = attempt < retries ? pauseBeforeRetry(outcome, attempt) : undefined;
+      const pause = attempt < retries ? pauseBeforeRetry(outcome, attempt, isStandby) : undefined;
       if (pause === undefined) {
         if (outcome instanceof Answer) return new Reply(outcome, call);
         throw this.#noAnswer(call, outcome);
@@ -173,17 +172,8 @@ export class VaultClient {
 
   #noAnswer(call: Call, { reason }: NoAnswer): PosternError {
     const { origin, socketPath, timeout } = this.#effective;
-    const place = socketPath ?? origin.host;
-    if (isTlsFailure(reason)) {
-      return this.error('PROVIDER_UNAVAILABLE', `${call.purpose}: TLS with ${place} failed (${reason})`);
-    }
-    if (reason === 'timeout') {
-      return this.error(
-        'PROVIDER_UNAVAILABLE',
-        `${call.purpose}: no answer from ${place} within ${timeout} ms`,
-      );
-    }
-    return this.error('PROVIDER_UNAVAILABLE', `${call.purpose}: ${place} cannot be asked (${reason})`);
+    const why = whyNoAnswer(socketPath ?? origin.host, reason, timeout);
+    return this.error('PROVIDER_UNAVAILABLE', `${call.purpose}: ${why}`);
   }
 
   #agentFor(url: URL): Agent {
@@ -229,13 +219,6 @@ function openTlsAgent(settings: TlsSettings): TlsAgent {
   return new TlsAgent({ ...pooled, ...options });
 }
 
-/** Requests under way keep their connection; it closes when they are done. */
-function retire(agent: Agent): void {
-  for (const sockets of Object.values(agent.freeSockets))
-    for (const socket of sockets ?? []) socket.destroy();
-  agent.maxFreeSockets = 0;
-}
-
 function certificatesIn(folder: string): Buffer[] {
   return readdirSync(folder, { withFileTypes: true })
     .filter((entry) => !entry.isDirectory())
@@ -264,43 +247,9 @@ function redirectTarget(location: string | undefined, from: URL): URL | undefine
   return target.origin === from.origin ? target : undefined;
 }
 
-/** Milliseconds until the request is worth repeating; undefined: it is not. */
-function pauseBeforeRetry(outcome: Answer | NoAnswer, attempt: number): number | undefined {
-  // 100, 300, 900 ms ..., each by up to half more or less, so that many sidecars do not come back at once.
-  const backoff = Math.min(100 * 3 ** attempt, 2000) * (0.5 + Math.random());
-  if (!(outcome instanceof Answer)) return passing.has(outcome.reason) ? backoff : undefined;
-  switch (outcome.status) {
-    case 429: {
-      const asked = retryAfter(outcome.retryAfter);
-      return asked > maxRetryAfter ? undefined : Math.max(asked, backoff);
-    }
-    // 412 is a standby that has not caught up, or an Agent that misses a header, which no repetition adds.
-    case 412:
-      return outcome.body.includes('X-Vault-Request') ? undefined : backoff;
-    case 500:
-    case 502:
-    case 503:
-    case 504:
-      return backoff;
-    default:
-      return undefined;
-  }
-}
-
-/** Failures of the moment: a restart, a closed idle connection, a name server that is busy. */
-const passing: ReadonlySet<string> = new Set(['ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'EAI_AGAIN']);
-
-function retryAfter(header: string | undefined): number {
-  if (header === undefined) return 0;
-  if (/^\d{1,9}$/.test(header)) return Number(header) * 1000;
-  const until = Date.parse(header);
-  return Number.isNaN(until) ? 0 : Math.max(0, until - Date.now());
-}
-
-function isTlsFailure(reason: string): boolean {
-  return /^(CERT_|ERR_TLS_|ERR_SSL_|ERR_OSSL_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|INVALID_CA|EPROTO)/.test(
-    reason,
-  );
+/** 412 is a standby that has not caught up, or an Agent that misses a header, which no repetition adds. */
+function isStandby({ status, body }: Answer): boolean {
+  return status === 412 && !body.includes('X-Vault-Request');
 }
 
 function meaningOf(status: number): Meaning {

@@ -11,7 +11,7 @@ import { oauth2 } from './oauth2.ts';
 import type { Scheme } from './scheme.ts';
 import { Template } from './template.ts';
 
-export type { Injection, RequestView, Scheme, Signed, Signer } from './scheme.ts';
+export type { Injection, RequestView, Scheme, Signed } from './scheme.ts';
 
 /** The name of an entry under `credentials:`. */
 const credential = z.string().regex(/^[\w.-]{1,128}$/, 'must be the name of an entry under `credentials`');
