@@ -545,7 +545,7 @@ export class Client implements WireUser, Timed {
     this.#keep(bytes, from, next, MOST_KEPT);
     this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
     upstream.wire.put(slab.bytes, slab.from, slab.at);
-    if (upstream.wire.backlog() > 0) slab.keep();
+    if (upstream.wire.backlog() > 0) slab.keepSecret(upstream.hasWritten);
     return next;
   }
 

@@ -12,10 +12,14 @@ export class Slab {
   from = 0;
   /** Where its next byte goes. */
   at = 0;
+  /** Regions with a credential that somebody still writes. */
+  readonly #left: Left[] = [];
 
   /** Begins a region of at most `size` bytes. */
   begin(size: number): void {
+    if (this.#left.length > 0) this.#sweep();
     if (this.from + size > this.bytes.length) {
+      this.bytes.fill(0, this.from);
       this.bytes = Buffer.allocUnsafeSlow(Math.max(SIZE, size));
       this.from = 0;
     }
@@ -44,10 +48,30 @@ export class Slab {
     this.from = this.at;
   }
 
+  /** The same with a region that has a credential in it: it is overwritten some time after `isWritten` says so. */
+  keepSecret(isWritten: () => boolean): void {
+    this.#left.push({ region: this.bytes.subarray(this.from, this.at), isWritten });
+    this.keep();
+  }
+
   /** Overwrites what is free: old regions held the credentials of earlier requests. */
   wipe(): void {
     this.bytes.fill(0, this.from);
+    this.#sweep();
   }
+
+  #sweep(): void {
+    let still = 0;
+    for (const each of this.#left)
+      if (each.isWritten()) each.region.fill(0);
+      else this.#left[still++] = each;
+    this.#left.length = still;
+  }
+}
+
+interface Left {
+  readonly region: Buffer;
+  readonly isWritten: () => boolean;
 }
 
 /** One for the process: a region lives from `begin` to the write, with nothing between that could begin another. */

@@ -87,6 +87,9 @@ export class Upstream implements WireUser, ChunkData {
     }
   }
 
+  /** Nobody reads any more from what was put so far. */
+  readonly hasWritten = (): boolean => this.#gone || this.wire.backlog() === 0;
+
   /** The connection closed, was reset, or had garbage: whoever waits is told. */
   destroy(): void {
     if (this.#gone) return;
