@@ -49,6 +49,8 @@ function runTests(args: readonly string[]): Promise<number> {
     `--test-concurrency=${availableParallelism() + 1}`,
     // For one test and for one whole file: a hang must end, a slow machine must not.
     '--test-timeout=240000',
+    // What a failed test leaves open would else keep its file alive for ever: that limit does not end it.
+    '--test-force-exit',
   ];
   const child = spawn(
     process.execPath,
