@@ -1,3 +1,4 @@
+import { decodeBase64 } from '../../core/bytes.ts';
 import type { Member } from './member.ts';
 import { Needle } from './needle.ts';
 import { Pool } from './pool.ts';
@@ -109,9 +110,9 @@ function needlesOf({ headers, query }: Injection): Needle[] {
     if (space < 0 || !add(value.subarray(space + 1))) add(value);
     if (space > 0) {
       if (space === 5 && value.toString('latin1', 0, 5).toLowerCase() === 'basic') {
-        const pair = Buffer.from(value.toString('latin1', 6), 'base64');
-        add(pair.subarray(pair.indexOf(0x3a) + 1));
-        pair.fill(0);
+        const pair = decodeBase64(value.subarray(6));
+        if (pair) add(pair.subarray(pair.indexOf(0x3a) + 1));
+        pair?.fill(0);
       }
     }
     line = end + 2;

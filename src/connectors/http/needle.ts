@@ -13,7 +13,7 @@ export class Needle implements Disposable {
 
   /** Copies the value, which must be shorter than 64 KiB to be found in a head. */
   constructor(value: Buffer) {
-    this.#bytes = Buffer.allocUnsafeSlow(value.length);
+    this.#bytes = Buffer.allocUnsafe(value.length);
     value.copy(this.#bytes);
     const last = value.length - 1;
     this.#skips = new Uint16Array(256).fill(Math.min(value.length, 0xffff));
