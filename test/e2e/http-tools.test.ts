@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -116,4 +117,189 @@ describe('tools that speak HTTP', () => {
     assert.notEqual(other.code, 0);
     assert.match(other.stderr, /403/);
   });
+
+  it('npm installs from a registry, by forward proxy and by interception, and has no token itself', async (t) => {
+    if (!(await which('npm'))) return t.skip('install npm');
+    const folder = await folderOf(t);
+    const archive = await archiveOf(folder, 'npm', 'package', {
+      'package.json': JSON.stringify({ name: 'posternal', version: '1.0.0' }),
+      'index.js': `module.exports = ${JSON.stringify('x'.repeat(300_000))};`,
+    });
+    const integrity = `sha512-${createHash('sha512').update(archive).digest('base64')}`;
+    await using scene = await Registry.open(({ pathname }, base) => {
+      if (pathname === '/posternal/-/posternal-1.0.0.tgz') return [archive, 'application/octet-stream'];
+      if (pathname !== '/posternal') return undefined;
+      const dist = { tarball: `${base}/posternal/-/posternal-1.0.0.tgz`, integrity };
+      const versions = { '1.0.0': { name: 'posternal', version: '1.0.0', dist } };
+      const about = { name: 'posternal', 'dist-tags': { latest: '1.0.0' }, versions };
+      return [Buffer.from(JSON.stringify(about)), 'application/json'];
+    });
+    for (const { base, env, name } of scene.ways) {
+      const into = join(folder, name);
+      await mkdir(into);
+      await writeFile(join(into, 'package.json'), '{"private":true}');
+      const args = ['install', '--no-audit', '--no-fund', '--no-update-notifier', '--fetch-retries=0'];
+      // A `cafile` of the machine's own would count for more than NODE_EXTRA_CA_CERTS.
+      const trust = { npm_config_cafile: env['NODE_EXTRA_CA_CERTS'] };
+      const { code, stderr } = await capture(
+        'npm',
+        [...args, `--registry=${base}/`, `--cache=${join(folder, `cache-${name}`)}`, 'posternal@1.0.0'],
+        { cwd: into, env: { PATH: process.env['PATH'], HOME: into, ...env, ...trust }, timeout: 60_000 },
+      );
+      assert.equal(code, 0, stderr);
+      const installed = await readFile(join(into, 'node_modules', 'posternal', 'index.js'), 'utf8');
+      assert.ok(installed.length > 300_000);
+    }
+    scene.assertAuthorized();
+  });
+
+  it('pip installs from an index, by forward proxy and by interception, and has no token itself', async (t) => {
+    if (!(await which('python3'))) return t.skip('install python3');
+    const folder = await folderOf(t);
+    const archive = await archiveOf(folder, 'pip', 'posternal-1.0', {
+      'PKG-INFO': 'Metadata-Version: 2.1\nName: posternal\nVersion: 1.0\n',
+      'setup.py': 'from setuptools import setup\nsetup(name="posternal", version="1.0")\n',
+    });
+    const sum = createHash('sha256').update(archive).digest('hex');
+    await using scene = await Registry.open(({ pathname }) => {
+      if (pathname === '/files/posternal-1.0.tar.gz') return [archive, 'application/octet-stream'];
+      if (pathname !== '/simple/posternal/') return undefined;
+      const link = `<a href="/files/posternal-1.0.tar.gz#sha256=${sum}">posternal-1.0.tar.gz</a>`;
+      return [Buffer.from(`<!DOCTYPE html><html><body>${link}</body></html>`), 'text/html'];
+    });
+    for (const { base, env, name } of scene.ways) {
+      // To fetch is the proxy's business; to build would want packages from elsewhere.
+      const script = `
+import sys
+from pip._internal.cli.main import main
+sys.exit(main(sys.argv[1:]))`;
+      const { host } = new URL(base);
+      const args = ['download', '--no-deps', '--no-binary=:all:', '--no-build-isolation', '--retries=0'];
+      const { stdout, stderr } = await capture(
+        'python3',
+        [
+          '-c',
+          script,
+          ...args,
+          '--isolated',
+          '--no-cache-dir',
+          '--disable-pip-version-check',
+          '--trusted-host',
+          name === 'forward' ? host : 'nobody.test',
+          '--proxy',
+          env['http_proxy'] ?? '',
+          ...(name === 'forward' ? [] : ['--cert', env['PIP_CERT'] ?? '']),
+          `--index-url=${base}/simple/`,
+          '-d',
+          join(folder, name),
+          'posternal==1.0',
+        ],
+        { env: { PATH: process.env['PATH'], HOME: folder, ...env }, timeout: 60_000 },
+      );
+      assert.match(stdout, /posternal-1\.0\.tar\.gz/, stderr);
+      scene.assertFetched('/files/posternal-1.0.tar.gz', name);
+    }
+    scene.assertAuthorized();
+  });
 });
+
+/** A gzipped tar of these files, below one folder. */
+async function archiveOf(
+  folder: string,
+  name: string,
+  top: string,
+  files: Readonly<Record<string, string>>,
+): Promise<Buffer> {
+  const source = join(folder, `source-${name}`);
+  await mkdir(join(source, top), { recursive: true });
+  for (const [file, text] of Object.entries(files)) await writeFile(join(source, top, file), text);
+  await run('tar', ['-czf', join(folder, `${name}.tgz`), '-C', source, top]);
+  return await readFile(join(folder, `${name}.tgz`));
+}
+
+interface Seen {
+  readonly url: string;
+  readonly authorization: string | undefined;
+  readonly name: string;
+}
+
+type Page = (url: URL, base: string) => readonly [Buffer, string] | undefined;
+
+/** A registry of packages, in clear and under TLS, for those who have the token, with Postern as the way to it. */
+class Registry implements AsyncDisposable {
+  readonly ways: readonly {
+    readonly name: string;
+    readonly base: string;
+    readonly env: Readonly<Record<string, string>>;
+  }[];
+  readonly #stack: AsyncDisposableStack;
+  readonly #seen: readonly Seen[];
+
+  private constructor(stack: AsyncDisposableStack, ways: Registry['ways'], seen: Seen[]) {
+    this.#stack = stack;
+    this.ways = ways;
+    this.#seen = seen;
+  }
+
+  static async open(page: Page): Promise<Registry> {
+    const stack = new AsyncDisposableStack();
+    const papers = stack.use(await Papers.make());
+    const origins = {
+      forward: stack.use(await HttpOrigin.open()),
+      intercepted: stack.use(await HttpOrigin.open(await papers.leaf('registry.test'))),
+    };
+    const bases = {
+      forward: `http://registry.test:${origins.forward.port}`,
+      intercepted: `https://registry.test:${origins.intercepted.port}`,
+    };
+    const seen: Seen[] = [];
+    for (const name of ['forward', 'intercepted'] as const)
+      origins[name].handle = (request, response) => {
+        const { url = '', headers } = request;
+        seen.push({ url, authorization: headers.authorization, name });
+        const found = page(new URL(url, bases[name]), bases[name]);
+        const allowed = headers.authorization === `Bearer ${token}`;
+        const [body, type] = (allowed && found) || [Buffer.from('no'), 'text/plain'];
+        response.writeHead(allowed ? (found ? 200 : 404) : 401, {
+          'content-type': type,
+          'content-length': body.length,
+        });
+        response.end(body);
+        return true;
+      };
+    const postern = stack.use(
+      await performHttp(
+        {
+          registry: {
+            config: {
+              match: Object.values(bases).map((base) => `${base}/**`),
+              allowPlainHttp: true,
+              tls: { ca: papers.serversCa },
+              intercept: { caCert: papers.local.cert, caKey: papers.local.key },
+            },
+          },
+        },
+        { 'registry.test': '127.0.0.1' },
+      ),
+    );
+    const env = clientEnvironment(postern.port('registry'), papers.local.cert);
+    const ways = (['forward', 'intercepted'] as const).map((name) => ({ name, base: bases[name], env }));
+    return new Registry(stack, ways, seen);
+  }
+
+  assertAuthorized(): void {
+    assert.ok(this.#seen.length >= 4);
+    for (const { url, authorization } of this.#seen) assert.equal(authorization, `Bearer ${token}`, url);
+  }
+
+  assertFetched(path: string, way: string): void {
+    assert.ok(
+      this.#seen.some(({ url, name }) => url === path && name === way),
+      `${way} ${path}`,
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stack.disposeAsync();
+  }
+}
