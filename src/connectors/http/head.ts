@@ -9,9 +9,11 @@ import {
   K_HOP,
   K_HOST,
   K_LENGTH,
+  K_ORIGIN,
   K_OVERRIDE,
   K_OWNED,
   K_PINNED,
+  K_SITE,
   K_TRANSFER,
   K_UPGRADE,
   TOKEN,
@@ -87,6 +89,12 @@ export class Head {
   /** The value of `Host`; both 0 where there is none (HTTP/1.0). Its line is always cut. */
   hostAt = 0;
   hostEnd = 0;
+  /** The value of `Origin`, of the last one where there are several. */
+  originAt = 0;
+  originEnd = 0;
+  /** The value of `Sec-Fetch-Site`, likewise. */
+  siteAt = 0;
+  siteEnd = 0;
 
   status = 0;
 
@@ -223,6 +231,8 @@ function parseFields(
   head.overrides = false;
   head.hostAt = 0;
   head.hostEnd = 0;
+  head.originEnd = 0;
+  head.siteEnd = 0;
   let transfer = false;
   let upgrade = false;
 
@@ -318,6 +328,14 @@ function parseFields(
       }
       case K_OVERRIDE:
         head.overrides = true;
+        break;
+      case K_ORIGIN:
+        head.originAt = from;
+        head.originEnd = end;
+        break;
+      case K_SITE:
+        head.siteAt = from;
+        head.siteEnd = end;
         break;
       case K_DISGUISED:
         return refuse(head, bad, 'header field name that some servers read as another');

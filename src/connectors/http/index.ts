@@ -33,12 +33,12 @@ export const http = defineConnector({
 });
 
 function open(settings: Settings, service: ServiceContext): Protocol {
-  const { upstream, match, forceTls, allow, allowPlainHttp, intercept, hosts } = settings;
+  const { upstream, match, forceTls, allow, allowPlainHttp, intercept, hosts, origins } = settings;
   return openHttp(
     {
       engine: settings,
       scheme: openScheme(settings.authenticate, { name: service.name }),
-      reverse: upstream === undefined ? undefined : { upstream: new URL(upstream), hosts, allow },
+      reverse: upstream === undefined ? undefined : { upstream: new URL(upstream), hosts, origins, allow },
       forward: match && { rules: new Matcher(match), forceTls, allowPlainHttp },
       intercept: intercept && {
         authority: openAuthority(intercept, service),

@@ -21,6 +21,10 @@ export const K_PINNED = 9;
 export const K_OVERRIDE = 10;
 /** One of the names above that decide where a message ends or goes to, in a spelling that only some servers fold. */
 export const K_DISGUISED = 11;
+/** Passed on, with a note: which page of a browser has sent it (Origin, RFC 6454). */
+export const K_ORIGIN = 12;
+/** Likewise: how near that page is (Sec-Fetch-Site, Fetch Metadata). */
+export const K_SITE = 13;
 
 /** Characters of a token in lower case, 0 for all others (RFC 9110 5.6.2). */
 export const TOKEN = new Uint8Array(256);
@@ -140,6 +144,8 @@ export function requestNames(owned: readonly string[]): FieldNames {
   return common()
     .add(K_HOST, 'host')
     .add(K_EXPECT, 'expect')
+    .add(K_ORIGIN, 'origin')
+    .add(K_SITE, 'sec-fetch-site')
     .add(K_OWNED, ...owned)
     .add(K_OVERRIDE, ...overrides)
     .add(K_PINNED, ...pinned);

@@ -14,6 +14,8 @@ export interface Reverse {
   readonly upstream: URL;
   /** Names that clients may use for the listener, beside those of this machine. */
   readonly hosts: readonly string[];
+  /** Origins of pages whose requests are served, beside the listener's own; `*`: of any. */
+  readonly origins: readonly string[];
   /** What clients may ask for; undefined: everything below the path of `upstream`. */
   readonly allow?: readonly RuleSettings[] | undefined;
 }
@@ -22,14 +24,16 @@ export interface Reverse {
 export class ReverseFront implements Front {
   readonly first: Member;
   readonly #hosts: Hosts;
+  readonly #origins: ReadonlySet<string>;
   readonly #allow: Allowance | undefined;
   readonly #route: { member: Member; origin: Origin; prefix: Buffer; targetAt: number };
 
-  constructor(member: Member, { upstream, hosts, allow }: Reverse) {
+  constructor(member: Member, { upstream, hosts, origins, allow }: Reverse) {
     this.first = member;
     const origin = originOfUrl(upstream);
     this.#allow = allow && new Allowance(allow);
     this.#hosts = new Hosts([...hosts, origin.host]);
+    this.#origins = new Set(origins);
     this.#route = {
       member,
       origin,
@@ -51,10 +55,24 @@ export class ReverseFront implements Front {
       throw refusal(421, 'the request names another server than this listener; see `hosts` in its settings');
     if (target.form === FORM_ABSOLUTE && target.tls)
       throw refusal(421, 'this listener stands for one server and is no proxy for https:// URLs');
+    if (head.originEnd > 0 || head.siteEnd > 0) this.#checkPage(bytes, head);
     if (route.prefix.length > 0) this.#confine(bytes, target.pathAt, head);
     this.#allow?.check(bytes, head, target.pathAt);
     route.targetAt = target.pathAt;
     return route;
+  }
+
+  /**
+   * A page of any site that is open in a browser on this machine can send requests to a port of it, and read the answer
+   * where the API allows every origin. Browsers say where a request comes from; programs say nothing.
+   */
+  #checkPage(bytes: Buffer, head: Head): void {
+    if (this.#origins.has('*')) return;
+    const origin = bytes.toString('latin1', head.originAt, head.originEnd);
+    if (head.originEnd > 0 && (this.#origins.has(origin) || isOwn(origin, bytes, head))) return;
+    const site = bytes.toString('latin1', head.siteAt, head.siteEnd);
+    if (head.originEnd === 0 && (site === 'same-origin' || site === 'none')) return;
+    throw refusal(403, 'the request comes from a page of another origin; see `origins` in the settings');
   }
 
   /** Nothing that a server may make of the path leads out of the prefix, and the credential with it. */
@@ -68,6 +86,12 @@ export class ReverseFront implements Front {
     const { reason } = readPath(bytes, from, end);
     if (reason !== undefined) throw refusal(403, reason);
   }
+}
+
+/** Whether a page's origin is the listener itself. */
+function isOwn(origin: string, bytes: Buffer, { hostAt, hostEnd }: Head): boolean {
+  const host = bytes.toString('latin1', hostAt, hostEnd);
+  return hostEnd > 0 && (origin === `http://${host}` || origin === `https://${host}`);
 }
 
 /** The origin of a base URL from the configuration. */

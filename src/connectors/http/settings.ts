@@ -145,6 +145,19 @@ export const settings = z.strictObject({
     .describe(
       "Names that clients may use for this listener in `Host`, beside `localhost`, loopback addresses and the upstream's own. Other ones get 421: a web page could have its name resolve to this machine.",
     ),
+  origins: z
+    .array(
+      z.union([
+        z.literal('*'),
+        z
+          .string()
+          .regex(/^[a-z][a-z0-9+.-]*:\/\/[^/]+$/, 'must be an origin such as https://app.example.com, or *'),
+      ]),
+    )
+    .default([])
+    .describe(
+      'Origins of web pages that may use `upstream` through a browser, beside pages of the listener itself; `*`: of any. Requests of other pages get 403: browsers name the page in `Origin` or `Sec-Fetch-Site`, programs send neither.',
+    ),
   ...forwardShape,
   ...engineShape,
 });
