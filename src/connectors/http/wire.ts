@@ -181,7 +181,10 @@ export class SocketWire implements Wire {
 
   get full(): boolean {
     const backlog = this.backlog();
-    return backlog > LOW_WATER && (backlog > HIGH_WATER || (leases >= MOST_LEASES && spare.length === 0));
+    if (backlog <= LOW_WATER) return false;
+    if (backlog > HIGH_WATER) return true;
+    // Behind less than the socket's own mark there comes no 'drain', and whoever pauses would wait for ever.
+    return leases >= MOST_LEASES && spare.length === 0 && this.#socket?.writableNeedDrain === true;
   }
 
   pause(): void {
