@@ -1,10 +1,20 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { createServer as createHttpServer } from 'node:http';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { after, describe, it, type TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import mysql from 'mysql2/promise';
+
 import { Postern } from '../support/postern.ts';
-import { canary, type PostgresInfo, type PrivateOpenBao, server, startOpenBao } from '../support/servers.ts';
+import {
+  canary,
+  mysqlAccounts,
+  type PostgresInfo,
+  type PrivateOpenBao,
+  server,
+  startOpenBao,
+} from '../support/servers.ts';
 import {
   application,
   ask,
@@ -229,4 +239,99 @@ describe('a secret store that fails', { timeout: 240_000, concurrency: 4 }, () =
     );
     assert.ok(!running.output.includes('using an old credential'));
   });
+});
+
+describe('a secret store that fails, for HTTP and MySQL', { timeout: 240_000 }, () => {
+  for (const fault of ['does not answer at all', 'answers 503, as a sealed one does'] as const)
+    it(`and ${fault}: requests and logins go on with what there was for maxStale, then fail in their own protocols within a second`, async (t) => {
+      const at = await scene(t);
+      if (!at) return;
+      const seen: (string | undefined)[] = [];
+      const api = createHttpServer((request, response) => {
+        seen.push(request.headers.authorization);
+        response.end('answer');
+      });
+      await once(api.listen(0, '127.0.0.1'), 'listening');
+      t.after(() => api.close());
+      const info = await server('mysql9');
+      const account = mysqlAccounts.mysql9.find(({ plugin, refused: no }) => /caching/.test(plugin) && !no);
+      assert.ok(account);
+      const interposer = await Interposer.before(at.bao.port);
+      t.after(() => interposer[Symbol.asyncDispose]());
+      const token = await keep(at.bao, { token: canary.postgres });
+      const login = await keep(at.bao, { username: account.user, password: account.password });
+      const upstream = `http://127.0.0.1:${(api.address() as AddressInfo).port}`;
+      const cache = { ttl: '500ms', maxStale: '4s' };
+      const tls = { mode: 'verify-full', ca: info.ca, serverName: 'localhost' };
+      const text = configuration(
+        { ...at.bao, address: interposer.address },
+        {
+          api: {
+            connector: 'http',
+            credentials: token.references,
+            config: { upstream, allowPlainHttp: true, authenticate: { bearer: 'token' } },
+          },
+          db: {
+            connector: 'mysql',
+            credentials: login.references,
+            config: { host: info.host, port: info.port, tls },
+          },
+        },
+        { cache, limits: { loginTimeout: '3s' } },
+      );
+      await using postern = await Postern.start(text, { env: environment(at.bao) });
+      const request = async () => {
+        const started = performance.now();
+        const response = await fetch(`http://127.0.0.1:${postern.port('api')}/`);
+        const body = await response.text();
+        return {
+          status: response.status,
+          code: response.headers.get('postern-error'),
+          body,
+          ms: performance.now() - started,
+        };
+      };
+      const connecting = async () => {
+        const started = performance.now();
+        const port = postern.port('db');
+        try {
+          const client = await mysql.createConnection({
+            host: '127.0.0.1',
+            port,
+            user: 'x',
+            database: 'app',
+          });
+          await client.query('select 1');
+          await client.end();
+          return { errno: 0, message: '', ms: performance.now() - started };
+        } catch (error) {
+          const { errno = -1, message } = error as Error & { errno?: number };
+          return { errno, message, ms: performance.now() - started };
+        }
+      };
+      assert.equal((await request()).body, 'answer');
+      assert.equal((await connecting()).errno, 0);
+
+      interposer.fault = fault;
+      for (const end = performance.now() + 2500; performance.now() < end; ) {
+        const [answer, client] = await Promise.all([request(), connecting()]);
+        assert.deepEqual([answer.status, client.errno], [200, 0], `${answer.body} ${client.message}`);
+      }
+      assert.ok(seen.every((authorization) => authorization === `Bearer ${canary.postgres}`));
+
+      await eventually(
+        'the end of maxStale',
+        async () => (await request()).status !== 200 && (await connecting()).errno !== 0,
+      );
+      const [answer, client] = await Promise.all([request(), connecting()]);
+      assert.deepEqual([answer.status, answer.code], [503, 'PROVIDER_UNAVAILABLE']);
+      assert.match(answer.body, /provider \\"bao\\"/);
+      assert.equal(client.errno, 1158);
+      assert.match(client.message, /provider "bao"/);
+      assert.ok(answer.ms < 1500 && client.ms < 1500, `told after ${answer.ms} ms and ${client.ms} ms`);
+
+      interposer.fault = undefined;
+      await eventually('the store to be asked again', async () => (await request()).status === 200, 20_000);
+      await eventually('logins to succeed again', async () => (await connecting()).errno === 0, 20_000);
+    });
 });
