@@ -121,22 +121,21 @@ export class Relay {
     const upstream = this.#upstream;
     const watch = this.#watch;
     const follower = this.#follower;
-    const toUpstream = watch
-      ? (chunk: Buffer) => this.#passWatched(watch, chunk)
-      : follower
-        ? (chunk: Buffer) => {
-            follower.fromClient(chunk);
-            return upstream.write(chunk);
-          }
-        : (chunk: Buffer) => upstream.write(chunk);
-    const toClient = follower
-      ? (chunk: Buffer) => {
-          follower.fromUpstream(chunk);
-          const more = client.write(chunk);
-          if (this.#retiring) this.#leaveAtRest();
-          return more;
-        }
-      : (chunk: Buffer) => client.write(chunk);
+    let toUpstream = (chunk: Buffer) => upstream.write(chunk);
+    let toClient = (chunk: Buffer) => client.write(chunk);
+    if (follower) {
+      toUpstream = (chunk) => {
+        follower.fromClient(chunk);
+        return upstream.write(chunk);
+      };
+      toClient = (chunk) => {
+        follower.fromUpstream(chunk);
+        const more = client.write(chunk);
+        if (this.#retiring) this.#leaveAtRest();
+        return more;
+      };
+    }
+    if (watch) toUpstream = (chunk) => this.#passWatched(watch, chunk);
     this.#pump(client, upstream, 'client', toUpstream);
     this.#pump(upstream, client, 'upstream', toClient);
   }

@@ -63,7 +63,7 @@ function provider(
 function throughScheme(settings: object, values: Readonly<Record<string, string>>): Asker {
   const opened = scheme(settings);
   return {
-    ask: async (signal) => await opened.prepare(credentials(values), signal, undefined),
+    ask: async (signal) => await opened.prepare(credentials(values), signal),
     close: () => Promise.resolve(opened.close?.()),
     logged: () => '',
   };

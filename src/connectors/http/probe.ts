@@ -12,7 +12,7 @@ import { tlsOf } from './service.ts';
  */
 export async function tryOut(probe: Probe, member: Member, origins: readonly Origin[]): Promise<string> {
   return await probe.withCredentials(async (credentials, signal) => {
-    const { value } = await member.scheme.prepare(credentials, signal, undefined);
+    const { value } = await member.scheme.prepare(credentials, signal);
     value[Symbol.dispose]();
     const found: string[] = [];
     for (const origin of origins) {

@@ -235,13 +235,13 @@ function genericScheme(settings: z.output<typeof generic>): Scheme {
   return {
     ownedHeaders: [...fixed.ownedHeaders, ...(signing?.ownedHeaders ?? [])],
     ownedQuery: fixed.ownedQuery,
-    async prepare(credentials, signal, previous) {
+    async prepare(credentials, signal) {
       for (const [name, pattern] of Object.entries(settings.credentialValidations))
         if (!pattern.test(charactersOf(valueOf(name, credentials))))
           throw unusable(name, 'does not match its pattern in `credentialValidations`');
-      const made = await fixed.prepare(credentials, signal, previous);
+      const made = await fixed.prepare(credentials, signal);
       if (!signing) return made;
-      const { value: signed } = await signing.prepare(credentials, signal, previous);
+      const { value: signed } = await signing.prepare(credentials, signal);
       const { headers, query } = made.value;
       return {
         value: {

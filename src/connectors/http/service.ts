@@ -35,7 +35,7 @@ async function generate(
   previous: Generation | undefined,
 ): Promise<Preparation<Generation>> {
   const tls = await tlsOf(member.settings, credentials);
-  const { value, expiresAt } = await member.scheme.prepare(credentials, signal, previous?.injection);
+  const { value, expiresAt } = await member.scheme.prepare(credentials, signal);
   const generation = new Generation(member, value, tls);
   if (previous) generation.adopt(previous);
   return { value: generation, expiresAt };

@@ -61,12 +61,11 @@ export function awsSecretless(): Scheme {
   return {
     ownedHeaders: owned,
     ownedQuery: [],
-    prepare(credentials, signal, previous) {
+    prepare(credentials, signal) {
       const temporary = credentials.has('accessToken') && trimmed(credentials.get('accessToken')).length > 0;
       return aws({ ...names, ...(temporary && { sessionToken: 'accessToken' }) }).prepare(
         credentials,
         signal,
-        previous,
       );
     },
   };

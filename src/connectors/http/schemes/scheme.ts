@@ -17,7 +17,6 @@ export interface Scheme {
   prepare(
     credentials: Credentials,
     signal: AbortSignal,
-    previous: Injection | undefined,
   ): Promise<Preparation<Injection>> | Preparation<Injection>;
   /** Overwrites what is kept beside the injections (a refresh token that was exchanged). Called once, when the service ends. */
   close?(): void;

@@ -60,7 +60,6 @@ describe('what goes into every request', () => {
     const { value } = await openScheme(undefined, { name: 'api' }).prepare(
       credentials({}),
       new AbortController().signal,
-      undefined,
     );
     assert.deepEqual([value.headers.length, value.query.length], [0, 0]);
   });

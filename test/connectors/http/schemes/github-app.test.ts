@@ -28,7 +28,6 @@ async function answered(said: Said, more: object = {}, key = pem('pkcs1')) {
   const made = await scheme(settings, () => now).prepare(
     credentials({ privateKey: key }),
     new AbortController().signal,
-    undefined,
   );
   return { ...made, asked: server.asked };
 }

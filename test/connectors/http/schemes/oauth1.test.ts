@@ -28,7 +28,7 @@ const names: Omit<OAuth1Settings, 'signature'> = {
 
 async function open(settings: OAuth1Settings, values: Record<string, string> = printer, at = 137131202) {
   const scheme = oauth1(settings, { now: () => at * 1000, nonce: () => 'chapoH' });
-  const { value } = await scheme.prepare(credentials(values), new AbortController().signal, undefined);
+  const { value } = await scheme.prepare(credentials(values), new AbortController().signal);
   assert.ok(value.signer);
   return { injection: value, signer: value.signer };
 }
@@ -105,11 +105,7 @@ describe('the scheme oauth1', () => {
       { ...names, signature: 'HMAC-SHA1', realm: 'Statuses' },
       { now: () => 1318622958_000, nonce: () => 'kYjzVBB8Y0ZFabxSWbWovY3uYSQ2pTgmZeNu2VS4cg' },
     );
-    const { value } = await scheme.prepare(
-      credentials(tweet.values),
-      new AbortController().signal,
-      undefined,
-    );
+    const { value } = await scheme.prepare(credentials(tweet.values), new AbortController().signal);
     const view = request({ method: 'POST', url: tweet.url, headers: [form], body: tweet.body });
     assert.equal(value.signer?.needsBody(view), true);
     assert.equal(
@@ -137,7 +133,7 @@ describe('the scheme oauth1', () => {
   it('goes without a token, and takes another nonce for each request', async () => {
     const { consumerKey, consumerSecret } = names;
     const scheme = oauth1({ consumerKey, consumerSecret, signature: 'HMAC-SHA256' });
-    const { value } = await scheme.prepare(credentials(printer), new AbortController().signal, undefined);
+    const { value } = await scheme.prepare(credentials(printer), new AbortController().signal);
     const sent = () =>
       fields(
         value.signer?.sign(request({ url: 'https://api.example/x' }), undefined).headers ?? Buffer.alloc(0),

@@ -22,7 +22,7 @@ const none = () => new AbortController().signal;
 /** Asks a server that always says this, once. */
 async function answered(said: Said, more: object = {}) {
   await using server = await TokenServer.start(() => said);
-  return await scheme(settingsFor(server, more), () => start).prepare(credentials(client), none(), undefined);
+  return await scheme(settingsFor(server, more), () => start).prepare(credentials(client), none());
 }
 
 const good = { access_token: 'at-1', token_type: 'Bearer', expires_in: 3600 };
@@ -35,11 +35,7 @@ describe('the scheme oauth2', () => {
       audience: 'https://api.example',
       resource: 'urn:x',
     });
-    const { value, expiresAt } = await scheme(settings, () => start).prepare(
-      credentials(client),
-      none(),
-      undefined,
-    );
+    const { value, expiresAt } = await scheme(settings, () => start).prepare(credentials(client), none());
     assert.equal(value.headers.toString(), 'Authorization: Bearer at-1\r\n');
     assert.equal(expiresAt?.getTime(), start + 3600_000 - 360_000);
     const [asked] = server.asked;
@@ -57,7 +53,7 @@ describe('the scheme oauth2', () => {
 
   it('asks with the client in the body, and never in both places', async () => {
     await using server = await TokenServer.start(() => ({ body: good }));
-    await scheme(settingsFor(server, { clientAuth: 'body' })).prepare(credentials(client), none(), undefined);
+    await scheme(settingsFor(server, { clientAuth: 'body' })).prepare(credentials(client), none());
     assert.equal(
       server.asked[0]?.body,
       'grant_type=client_credentials&client_id=the+client&client_secret=c4nary%3Aof+the%2Bclient',
@@ -163,12 +159,12 @@ describe('the scheme oauth2', () => {
   it('asks only a server whose certificate is good', async () => {
     await using server = await TokenServer.start(() => ({ body: good }));
     const untrusting = scheme(settingsFor({ url: server.url }));
-    await assert.rejects(async () => await untrusting.prepare(credentials(client), none(), undefined), {
+    await assert.rejects(async () => await untrusting.prepare(credentials(client), none()), {
       code: 'PROVIDER_UNAVAILABLE',
       message: /no token from localhost:\d+: TLS handshake with localhost failed/,
     });
     const missing = scheme(settingsFor({ url: server.url, ca: '/nowhere/ca.pem' }));
-    await assert.rejects(async () => await missing.prepare(credentials(client), none(), undefined), {
+    await assert.rejects(async () => await missing.prepare(credentials(client), none()), {
       code: 'PROVIDER_FAILED',
       message: 'the CA file /nowhere/ca.pem cannot be read (ENOENT)',
     });
@@ -179,10 +175,10 @@ describe('the scheme oauth2', () => {
     await using server = await TokenServer.start(() => ({ body: good, after: 2000 }));
     const controller = new AbortController();
     setTimeout(() => controller.abort(new Error('too late')), 50);
-    const waiting = scheme(settingsFor(server)).prepare(credentials(client), controller.signal, undefined);
+    const waiting = scheme(settingsFor(server)).prepare(credentials(client), controller.signal);
     await assert.rejects(async () => await waiting, { message: 'too late' });
     const nobody = scheme(settingsFor({ url: 'http://127.0.0.1:1' }, { allowPlainHttp: true }));
-    await assert.rejects(async () => await nobody.prepare(credentials(client), none(), undefined), {
+    await assert.rejects(async () => await nobody.prepare(credentials(client), none()), {
       code: 'PROVIDER_UNAVAILABLE',
       message: /no token from 127\.0\.0\.1:1: cannot connect/,
     });
@@ -205,7 +201,6 @@ describe('the scheme oauth2', () => {
         const { value } = await scheme(settingsFor(server, { allowPlainHttp: true })).prepare(
           credentials(client),
           none(),
-          undefined,
         );
         assert.equal(value.headers.toString(), 'Authorization: Bearer at-1\r\n');
       });
@@ -237,7 +232,7 @@ describe('the scheme oauth2', () => {
     it(`sends nothing when the server says ${what}`, async () => {
       await using server = await saying(bytes);
       const asking = scheme(settingsFor(server, { allowPlainHttp: true }));
-      await assert.rejects(async () => await asking.prepare(credentials(client), none(), undefined), {
+      await assert.rejects(async () => await asking.prepare(credentials(client), none()), {
         code,
       });
     });
@@ -254,7 +249,7 @@ describe('a refresh token', () => {
     await using server = await TokenServer.start((_, nth) => rotating(nth));
     const asking = scheme(settingsFor(server, refreshing));
     for (const nth of [1, 2, 3]) {
-      const { value } = await asking.prepare(credentials(values), none(), undefined);
+      const { value } = await asking.prepare(credentials(values), none());
       assert.equal(value.headers.toString(), `Authorization: Bearer at-${nth}\r\n`);
     }
     assert.deepEqual(
@@ -266,7 +261,7 @@ describe('a refresh token', () => {
   it('stays when the server does not exchange it', async () => {
     await using server = await TokenServer.start(() => ({ body: good }));
     const asking = scheme(settingsFor(server, refreshing));
-    for (const _ of [1, 2]) await asking.prepare(credentials(values), none(), undefined);
+    for (const _ of [1, 2]) await asking.prepare(credentials(values), none());
     assert.deepEqual(
       server.asked.map(({ body }) => tokenIn(body)),
       ['rt-0', 'rt-0'],
@@ -276,9 +271,9 @@ describe('a refresh token', () => {
   it('is the configured one again when that changes', async () => {
     await using server = await TokenServer.start((_, nth) => rotating(nth));
     const asking = scheme(settingsFor(server, refreshing));
-    await asking.prepare(credentials(values), none(), undefined);
-    await asking.prepare(credentials({ ...values, refreshToken: 'new' }), none(), undefined);
-    await asking.prepare(credentials({ ...values, refreshToken: 'new' }), none(), undefined);
+    await asking.prepare(credentials(values), none());
+    await asking.prepare(credentials({ ...values, refreshToken: 'new' }), none());
+    await asking.prepare(credentials({ ...values, refreshToken: 'new' }), none());
     assert.deepEqual(
       server.asked.map(({ body }) => tokenIn(body)),
       ['rt-0', 'new', 'rt-2'],
@@ -289,13 +284,13 @@ describe('a refresh token', () => {
     await using server = await TokenServer.start((_, nth) => ({ ...rotating(nth), after: 100 }));
     const asking = scheme(settingsFor(server, refreshing));
     const controller = new AbortController();
-    const first = asking.prepare(credentials(values), controller.signal, undefined);
+    const first = asking.prepare(credentials(values), controller.signal);
     setTimeout(() => controller.abort(new Error('the client has gone')), 20);
     await assert.rejects(async () => await first, { message: 'the client has gone' });
     // The question that is under way is this one's, too.
-    const { value } = await asking.prepare(credentials(values), none(), undefined);
+    const { value } = await asking.prepare(credentials(values), none());
     assert.equal(value.headers.toString(), 'Authorization: Bearer at-1\r\n');
-    await asking.prepare(credentials(values), none(), undefined);
+    await asking.prepare(credentials(values), none());
     assert.deepEqual(
       server.asked.map(({ body }) => tokenIn(body)),
       ['rt-0', 'rt-1'],
@@ -308,19 +303,19 @@ describe('a refresh token', () => {
     );
     const asking = scheme(settingsFor(server, refreshing));
     for (const _ of [1, 2, 3])
-      await assert.rejects(async () => await asking.prepare(credentials(values), none(), undefined), {
+      await assert.rejects(async () => await asking.prepare(credentials(values), none()), {
         code: 'PROVIDER_FAILED',
         message: /gives no token: invalid_grant$/,
       });
     assert.equal(server.asked.length, 1);
-    await asking.prepare(credentials({ ...values, refreshToken: 'new' }), none(), undefined);
+    await asking.prepare(credentials({ ...values, refreshToken: 'new' }), none());
     assert.equal(server.asked.length, 2);
   });
 
   it('goes with a public client, which has no secret', async () => {
     await using server = await TokenServer.start(() => ({ body: good }));
     const settings = settingsFor(server, { ...refreshing, clientSecret: undefined });
-    await scheme(settings).prepare(credentials(values), none(), undefined);
+    await scheme(settings).prepare(credentials(values), none());
     assert.equal(server.asked[0]?.body, 'grant_type=refresh_token&refresh_token=rt-0&client_id=the+client');
     assert.equal(server.asked[0]?.headers['authorization'], undefined);
   });
@@ -332,14 +327,14 @@ describe('a refresh token', () => {
     }));
     const asking = scheme(settingsFor(server, refreshing));
     const controller = new AbortController();
-    const first = asking.prepare(credentials(values), controller.signal, undefined);
+    const first = asking.prepare(credentials(values), controller.signal);
     await new Promise((resolve) => setTimeout(resolve, 30));
     controller.abort(new Error('gone'));
     await assert.rejects(async () => await first);
     const changed = { ...values, refreshToken: 'new' };
-    await asking.prepare(credentials(changed), none(), undefined);
+    await asking.prepare(credentials(changed), none());
     await new Promise((resolve) => setTimeout(resolve, 250));
-    await asking.prepare(credentials(changed), none(), undefined);
+    await asking.prepare(credentials(changed), none());
     assert.deepEqual(
       server.asked.map(({ body }) => tokenIn(body)),
       ['rt-0', 'new', 'rt-2'],

@@ -26,11 +26,7 @@ export async function prepared(
   values: Readonly<Record<string, string>>,
   now?: () => number,
 ): Promise<Injection> {
-  const { value } = await scheme(settings, now).prepare(
-    credentials(values),
-    new AbortController().signal,
-    undefined,
-  );
+  const { value } = await scheme(settings, now).prepare(credentials(values), new AbortController().signal);
   return value;
 }
 
