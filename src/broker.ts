@@ -1,6 +1,7 @@
 import type { Logger } from 'pino';
 
-import { type LiveState, Metrics } from './admin/metrics.ts';
+import { type LiveService, Metrics } from './admin/metrics.ts';
+import { observeProcess } from './admin/process-metrics.ts';
 import { AdminServer } from './admin/server.ts';
 import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { type Address, formatAddress } from './core/address.ts';
@@ -26,6 +27,14 @@ export interface BrokerContext {
   readonly environment: Readonly<Record<string, string | undefined>>;
 }
 
+/** How a login that nobody waits for has gone. */
+export interface Login {
+  readonly service: string;
+  /** As whom and how, in a few words, or why not. */
+  readonly outcome: string | PosternError;
+  readonly milliseconds: number;
+}
+
 interface OpenProvider {
   readonly config: ProviderConfig;
   readonly provider: Provider;
@@ -44,6 +53,7 @@ interface Door {
 /** The running program: opened providers, and services with their listeners. */
 export class Broker {
   readonly metrics: Metrics;
+  readonly #stopSampling: () => void;
   readonly #context: BrokerContext;
   readonly #stateFolder: string | undefined;
   readonly #journal: LeaseJournal | undefined;
@@ -60,7 +70,11 @@ export class Broker {
 
   private constructor({ stateFolder }: Config, context: BrokerContext) {
     this.#context = context;
-    this.metrics = new Metrics(context.version, { services: () => this.#live() });
+    this.metrics = new Metrics(context.version, {
+      ready: () => this.#state === 'serving',
+      services: () => this.#live(),
+    });
+    this.#stopSampling = observeProcess(this.metrics.registry);
     this.#stateFolder = stateFolder;
     this.#journal = stateFolder === undefined ? undefined : new LeaseJournal(stateFolder, context.log);
     this.#leases = new LeaseOffice({
@@ -92,17 +106,28 @@ export class Broker {
     }
   }
 
+  /** Where each service really listens, by its name. */
+  get addresses(): ReadonlyMap<string, Address> {
+    return new Map(
+      this.#doors.flatMap(({ listener, behind }) =>
+        behind.services.map(({ config }) => [config.name, listener.address] as const),
+      ),
+    );
+  }
+
+  /** Logs in once for every service. */
+  async tryLogins(): Promise<Login[]> {
+    return await Promise.all(this.#services.map(tryLogin));
+  }
+
   /** Opens everything but the listeners, as a start would, and closes it. Throws CONFIG_INVALID. */
   static async rehearse(config: Config, context: BrokerContext): Promise<void> {
     await Broker.#prepared(config, context, async () => undefined);
   }
 
-  /** Logs in once for every service, without listening anywhere. Returns a sentence for each, or its failure. */
-  static async probe(config: Config, context: BrokerContext): Promise<Map<string, string | PosternError>> {
-    const results = await Broker.#prepared(config, context, (service) =>
-      service.probe().catch((error: unknown) => PosternError.from(error)),
-    );
-    return new Map(results.map((result, i) => [config.services[i]?.name ?? '', result]));
+  /** Logs in once for every service, without listening anywhere; in the order of the configuration. */
+  static async probe(config: Config, context: BrokerContext): Promise<Login[]> {
+    return await Broker.#prepared(config, context, tryLogin);
   }
 
   static async #prepared<T>(
@@ -155,6 +180,7 @@ export class Broker {
     const opened = [...this.#providers.values(), ...this.#replaced.keys()];
     await Promise.all(opened.map((each) => this.#close(each)));
     this.#admin?.close();
+    this.#stopSampling();
   }
 
   async #apply(config: Config): Promise<void> {
@@ -323,7 +349,7 @@ export class Broker {
     return [...services, ...(await Promise.all(asked))];
   }
 
-  *#live(): ReturnType<LiveState['services']> {
+  *#live(): Generator<LiveService> {
     const byName = Map.groupBy([...this.#services, ...this.#retired], (service) => service.config.name);
     for (const [name, services] of byName) {
       const live = services.map((service) => service.live);
@@ -334,6 +360,7 @@ export class Broker {
       yield {
         name,
         active: sum('active'),
+        limit: live[0]?.limit ?? 0,
         bytesFromClient: sum('bytesFromClient'),
         bytesFromUpstream: sum('bytesFromUpstream'),
         credential: {
@@ -346,6 +373,12 @@ export class Broker {
       };
     }
   }
+}
+
+async function tryLogin(service: Service): Promise<Login> {
+  const started = performance.now();
+  const outcome = await service.probe().catch((error: unknown) => PosternError.from(error));
+  return { service: service.config.name, outcome, milliseconds: Math.round(performance.now() - started) };
 }
 
 const stateWords = {

@@ -4,7 +4,6 @@ import { isIP } from 'node:net';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { getCACertificates, rootCertificates } from 'node:tls';
-import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 
 import type { Config, ServiceConfig } from '../config/config.ts';
@@ -14,8 +13,9 @@ import { certificatesOf, issueRoot } from '../connectors/http/certificate.ts';
 import { formatAddress } from '../core/address.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
 import { providers } from '../providers/index.ts';
+import { proxyVariables, trustVariables, urlOf } from './child-environment.ts';
 import { exitCodes } from './exit-codes.ts';
-import { parseOptions, UsageError } from './options.ts';
+import { parseFlags, parseOptions, UsageError } from './options.ts';
 
 const DEFAULT_DAYS = 730;
 /** How long a provider may take to answer with a certificate, in milliseconds. */
@@ -36,7 +36,7 @@ async function create(words: readonly string[]): Promise<number> {
     out,
     host = [],
     days = String(DEFAULT_DAYS),
-  } = parse(words, {
+  } = parseFlags(words, {
     out: { type: 'string' },
     host: { type: 'string', multiple: true },
     days: { type: 'string' },
@@ -94,7 +94,7 @@ async function writeNew(path: string, bytes: Buffer, mode: number): Promise<void
 }
 
 async function show(words: readonly string[], environment: NodeJS.ProcessEnv): Promise<number> {
-  const { service, pem, bundle, file, config } = parse(words, {
+  const { service, pem, bundle, file, config } = parseFlags(words, {
     config: { type: 'string', short: 'f', multiple: true },
     service: { type: 'string' },
     pem: { type: 'boolean' },
@@ -107,7 +107,7 @@ async function show(words: readonly string[], environment: NodeJS.ProcessEnv): P
   );
   const loaded = await loadConfig(options.configPaths, options.context);
   const chosen = choose(loaded, service);
-  const certificate = await certificateOf(chosen.service, chosen.intercept, loaded, environment);
+  const certificate = await certificateOf(chosen, loaded, environment);
   const authority = certificatesOf(certificate)[0];
   if (!authority) throw new PosternError('CONFIG_INVALID', 'the configured caCert holds no certificate');
   if (pem) {
@@ -122,22 +122,28 @@ async function show(words: readonly string[], environment: NodeJS.ProcessEnv): P
     );
   const lines = [
     `# ${describe(authority)}`,
-    ...variablesOf(chosen.service, resolve(path ?? bundle ?? ''), bundle && resolve(bundle)),
+    ...linesFor(chosen.service, resolve(path ?? bundle ?? ''), bundle && resolve(bundle)),
   ];
   for (const line of lines) say(line);
   return exitCodes.clean;
 }
 
-interface Interceptor {
+/** A service that looks into tunnels, with its settings for that. */
+export interface Interceptor {
   readonly service: ServiceConfig;
   readonly intercept: InterceptSettings;
 }
 
-function choose({ services }: Config, name: string | undefined): Interceptor {
-  const found = services.flatMap((service): Interceptor[] => {
+/** Every service that looks into tunnels. */
+export function interceptors({ services }: Config): Interceptor[] {
+  return services.flatMap((service): Interceptor[] => {
     const { intercept } = (service.settings ?? {}) as { readonly intercept?: InterceptSettings };
     return service.connector === 'http' && intercept ? [{ service, intercept }] : [];
   });
+}
+
+function choose(config: Config, name: string | undefined): Interceptor {
+  const found = interceptors(config);
   const wanted = name === undefined ? found : found.filter(({ service }) => service.name === name);
   const [first] = wanted;
   if (!first) {
@@ -152,9 +158,9 @@ function choose({ services }: Config, name: string | undefined): Interceptor {
   return first;
 }
 
-async function certificateOf(
-  service: ServiceConfig,
-  { caCert }: InterceptSettings,
+/** The certificate of the authority that a service intercepts with: a file, or a credential of its provider. */
+export async function certificateOf(
+  { service, intercept: { caCert } }: Interceptor,
   config: Config,
   environment: NodeJS.ProcessEnv,
 ): Promise<Buffer> {
@@ -180,7 +186,7 @@ async function certificateOf(
 }
 
 /** Most clients take a file of authorities in place of the system's, not beside them: this one has both. */
-async function writeBundle(path: string, certificate: string): Promise<void> {
+export async function writeBundle(path: string, certificate: string): Promise<void> {
   const system = getCACertificates('system');
   const roots = system.length > 0 ? system : rootCertificates;
   try {
@@ -191,44 +197,23 @@ async function writeBundle(path: string, certificate: string): Promise<void> {
   }
 }
 
-/** Read as the only authorities. */
-const replacing = [
-  'SSL_CERT_FILE',
-  'REQUESTS_CA_BUNDLE',
-  'CURL_CA_BUNDLE',
-  'GIT_SSL_CAINFO',
-  'PIP_CERT',
-  'AWS_CA_BUNDLE',
-  'CARGO_HTTP_CAINFO',
-] as const;
-/** Read beside those that the program has. */
-const adding = ['NODE_EXTRA_CA_CERTS', 'DENO_CERT'] as const;
-
-function variablesOf(
+function linesFor(
   { name, listenOn, listenTls }: ServiceConfig,
   certificate: string,
   bundle: string | undefined,
 ): string[] {
-  const trust = [
-    ...adding.map((variable) => set(variable, certificate)),
-    ...replacing.map((variable) => set(variable, bundle ?? certificate)),
-  ];
+  const trust = exportLines(trustVariables({ certificate, bundle: bundle ?? certificate }));
   if (bundle === undefined)
     trust.push(
       '# With these, clients trust this authority alone; `--bundle FILE` writes one with the public ones too.',
     );
   if (listenOn.kind === 'unix' || listenOn.port === 0)
     return [`# The service "${name}" has no fixed TCP port, which a variable could name.`, ...trust];
-  const host = { '0.0.0.0': '127.0.0.1', '::': '::1' }[listenOn.host] ?? listenOn.host;
-  const proxy = formatAddress({ ...listenOn, host }).replace('tcp:', listenTls ? 'https:' : 'http:');
-  const own = 'localhost,127.0.0.1,::1';
-  return [
-    // curl reads http_proxy in small letters only, because a CGI script's caller decides about HTTP_PROXY.
-    ...['http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY'].map((variable) => set(variable, proxy)),
-    ...['no_proxy', 'NO_PROXY'].map((variable) => set(variable, own)),
-    set('NODE_USE_ENV_PROXY', '1'),
-    ...trust,
-  ];
+  return [...exportLines(proxyVariables(urlOf(listenOn, { listenTls }))), ...trust];
+}
+
+function exportLines(variables: Readonly<Record<string, string>>): string[] {
+  return Object.entries(variables).map(([variable, value]) => set(variable, value));
 }
 
 function set(variable: string, value: string): string {
@@ -238,16 +223,6 @@ function set(variable: string, value: string): string {
 function describe(certificate: X509Certificate): string {
   const name = /^CN=(.*)$/m.exec(certificate.subject)?.[1] ?? certificate.subject.replaceAll('\n', ', ');
   return `${name}, valid until ${certificate.validToDate.toISOString().slice(0, 10)}, SHA-256 ${certificate.fingerprint256}`;
-}
-
-type Flags = NonNullable<Parameters<typeof parseArgs>[0]>['options'];
-
-function parse<const Options extends NonNullable<Flags>>(words: readonly string[], options: Options) {
-  try {
-    return parseArgs({ args: [...words], options, allowPositionals: false }).values;
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : 'the command line cannot be understood');
-  }
 }
 
 function say(line: string): void {

@@ -8,6 +8,8 @@ export const exitCodes = {
   cannotListen: 3,
   checkFailed: 4,
   internal: 70,
+  commandNotRun: 126,
+  commandNotFound: 127,
 } as const;
 
 export function exitCodeOf(code: ErrorCode): number {

@@ -22,7 +22,15 @@ const commands: Readonly<Record<string, Command>> = {
       'say everything that is wrong with the configuration; --connect also logs in to every upstream once',
     execute: async (words) => {
       const { check } = await import('./check.ts');
-      return await check(parseOptions(words, process.env));
+      return await check(words, process.env);
+    },
+  },
+  exec: {
+    summary:
+      'exec [OPTIONS] -- COMMAND: serve while a command runs, which finds the services in its environment and no secret',
+    execute: async (words) => {
+      const { exec } = await import('./exec.ts');
+      return await exec(words, process.env);
     },
   },
   secret: {
@@ -55,7 +63,9 @@ const commands: Readonly<Record<string, Command>> = {
 export async function main(words: readonly string[]): Promise<number> {
   const [first = 'run', ...rest] = words;
   if (first === '--version' || first === '-v') return print(await packageVersion());
-  if (words.includes('--help') || words.includes('-h')) return print(usage());
+  // What stands behind two dashes is another program's.
+  const own = words.includes('--') ? words.slice(0, words.indexOf('--')) : words;
+  if (own.includes('--help') || own.includes('-h')) return print(usage());
   const isCommand = Object.hasOwn(commands, first);
   try {
     if (!isCommand && !first.startsWith('-')) throw new UsageError(`there is no command "${first}"`);

@@ -17,7 +17,8 @@ export interface Options {
   readonly connect: boolean;
 }
 
-const flags = {
+/** The flags of every command that reads a configuration. */
+export const commonFlags = {
   config: { type: 'string', short: 'f', multiple: true },
   'admin-listen': { type: 'string' },
   'login-timeout': { type: 'string' },
@@ -30,7 +31,7 @@ const flags = {
   connect: { type: 'boolean' },
 } as const;
 
-/** The flags, each with what `postern help` says of it. */
+/** The common flags, each with what `postern help` says of it. */
 export const flagHelp: readonly (readonly [flag: string, meaning: string])[] = [
   ['-f, --config PATH', 'configuration file, or folder of *.yaml files; may be repeated'],
   ['--admin-listen ADDRESS', 'health and metrics: tcp://127.0.0.1:9090, or off'],
@@ -54,7 +55,15 @@ export const secretFlagHelp: readonly (readonly [flag: string, meaning: string])
 
 /** Parses the words behind a command. Flags beat POSTERN_* variables beat the file. Throws UsageError. */
 export function parseOptions(words: readonly string[], environment: NodeJS.ProcessEnv): Options {
-  const values = parse(words);
+  return optionsOf(parseFlags(words, commonFlags), environment);
+}
+
+/** What the common flags of a command say that has more than those. Throws UsageError. */
+export function optionsOf(
+  values: CommonValues,
+  environment: NodeJS.ProcessEnv,
+  otherwise: Pick<Options, 'logLevel' | 'logFormat'> = { logLevel: 'info', logFormat: 'json' },
+): Options {
   const limits = {
     loginTimeout: values['login-timeout'],
     drainTimeout: values['drain-timeout'],
@@ -74,21 +83,34 @@ export function parseOptions(words: readonly string[], environment: NodeJS.Proce
     },
     logLevel: oneOf(
       logLevels,
-      values['log-level'] ?? environment['POSTERN_LOG_LEVEL'] ?? 'info',
+      values['log-level'] ?? environment['POSTERN_LOG_LEVEL'] ?? otherwise.logLevel,
       'log level',
     ),
     logFormat: oneOf(
       logFormats,
-      values['log-format'] ?? environment['POSTERN_LOG_FORMAT'] ?? 'json',
+      values['log-format'] ?? environment['POSTERN_LOG_FORMAT'] ?? otherwise.logFormat,
       'log format',
     ),
     connect: values.connect ?? false,
   };
 }
 
-function parse(words: readonly string[]) {
+type Flags = NonNullable<NonNullable<Parameters<typeof parseArgs>[0]>['options']>;
+type CommonValues = ReturnType<typeof parseFlags<typeof commonFlags>>;
+
+/** The values of a command's flags; words that are none are a UsageError. */
+export function parseFlags<const Known extends Flags>(words: readonly string[], known: Known) {
+  return parseWords(words, known, false).values;
+}
+
+/** The values of a command's flags, and the words between them. Throws UsageError. */
+export function parseWords<const Known extends Flags>(
+  words: readonly string[],
+  known: Known,
+  allowPositionals = true,
+) {
   try {
-    return parseArgs({ args: [...words], options: flags, allowPositionals: false }).values;
+    return parseArgs({ args: [...words], options: known, allowPositionals });
   } catch (error) {
     throw new UsageError(error instanceof Error ? error.message : 'the command line cannot be understood');
   }
