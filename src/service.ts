@@ -54,6 +54,8 @@ export class Service {
       drainTimeout: config.limits.drainTimeout,
       onRotation: config.onRotation,
       admission: this.#admission,
+      loggedIn: ({ admittedAt, loggedInAt }) =>
+        metrics.loggedIn(config.name, (loggedInAt - admittedAt) / 1000),
       serve: (session) => protocol.serve(session),
       lend: (use, signal, onLent) => source.lend(use, signal, onLent),
     };
@@ -99,14 +101,15 @@ export class Service {
   }
 
   /** Sessions that have a place, and what they have relayed so far. */
-  get live(): { active: number; bytesFromClient: number; bytesFromUpstream: number } {
+  get live(): { active: number; limit: number; bytesFromClient: number; bytesFromUpstream: number } {
     let bytesFromClient = 0;
     let bytesFromUpstream = 0;
     for (const { bytes } of this.#sessions.keys()) {
       bytesFromClient += bytes.fromClient;
       bytesFromUpstream += bytes.fromUpstream;
     }
-    return { active: this.#admission.active, bytesFromClient, bytesFromUpstream };
+    const { active, max: limit } = this.#admission;
+    return { active, limit, bytesFromClient, bytesFromUpstream };
   }
 
   /** Of a protocol that counts requests, until the metrics have got them for good. */
@@ -125,7 +128,7 @@ export class Service {
     const session = new ClientSession(client, this.#runtime);
     const ended = session.run().then((report) => {
       this.#sessions.delete(session);
-      this.#metrics.sessionEnded(this.config.name, report);
+      this.#metrics.sessionEnded(this.config.name, report, this.#protocol.counters === undefined);
     });
     this.#sessions.set(session, ended);
   }

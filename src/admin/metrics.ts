@@ -1,212 +1,186 @@
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
-
 import type { ErrorCode } from '../core/errors.ts';
 import type { RequestCounters } from '../core/request-counters.ts';
 import type { Outcome, SessionReport } from '../core/session.ts';
+import { type Counter, type Gauge, type Histogram, Registry } from './registry.ts';
 
 /** What the metrics ask of the running program at the moment of a scrape. */
 export interface LiveState {
+  /** Whether Postern takes new sessions. */
+  ready(): boolean;
   /** Sessions and bytes of one service that are not in a report yet. */
-  services(): Generator<{
-    readonly name: string;
-    readonly active: number;
-    readonly bytesFromClient: number;
-    readonly bytesFromUpstream: number;
-    readonly credential: {
-      readonly generation: number;
-      /** Seconds since the values were last seen in the store; undefined: never. */
-      readonly age: number | undefined;
-      readonly stale: boolean;
-    };
-    readonly leases: readonly { readonly provider: string }[];
-    /** Of the protocols of that name that count requests. */
-    readonly requests: readonly RequestCounters[];
-  }>;
+  services(): Iterable<LiveService>;
 }
+
+/** One service at this moment, those sessions included that a reload left behind. */
+export interface LiveService {
+  readonly name: string;
+  readonly active: number;
+  /** Places, of which the active sessions have one each. */
+  readonly limit: number;
+  readonly bytesFromClient: number;
+  readonly bytesFromUpstream: number;
+  readonly credential: {
+    readonly generation: number;
+    /** Seconds since the values were last seen in the store; undefined: never. */
+    readonly age: number | undefined;
+    readonly stale: boolean;
+  };
+  readonly leases: readonly { readonly provider: string; readonly secondsLeft: number }[];
+  /** Of the protocols of that name that count requests. */
+  readonly requests: readonly RequestCounters[];
+}
+
+/** Why a client was turned away, by the code that it got; whoever is dropped gets none. */
+const refusals = {
+  LIMIT_REACHED: 'limit',
+  CLIENT_REFUSED: 'policy',
+  SHUTDOWN: 'shutdown',
+} as const satisfies Partial<Record<ErrorCode, string>>;
 
 /** Every metric that Postern exposes; docs/metrics.md describes them, and a test holds the two together. */
 export class Metrics {
   readonly registry = new Registry();
   readonly #relayedByEnded = new Map<string, { fromClient: number; fromUpstream: number }>();
   readonly #requestsOfEnded = new Map<string, RequestCounters[]>();
-  readonly #sessions: Counter;
-  readonly #logins: Histogram;
-  readonly #fetches: Counter;
-  readonly #fetchDuration: Histogram;
-  readonly #providerUp: Gauge;
-  readonly #providerSuccess: Gauge;
-  readonly #providerFailures: Gauge;
-  readonly #lent: Counter;
-  readonly #rejections: Counter;
-  readonly #leaseOperations: Counter;
-  readonly #acceptErrors: Counter;
-  readonly #dropped: Counter;
-  readonly #reloads: Counter;
-  readonly #reloaded: Gauge;
+  readonly #sessions: Counter<'service' | 'outcome'>;
+  readonly #sessionDuration: Histogram<'service'>;
+  readonly #loginOutcomes: Counter<'service' | 'outcome'>;
+  readonly #logins: Histogram<'service'>;
+  readonly #refusals: Counter<'service' | 'reason'>;
+  readonly #fetches: Counter<'provider' | 'outcome'>;
+  readonly #fetchDuration: Histogram<'provider'>;
+  readonly #providerUp: Gauge<'provider'>;
+  readonly #providerSuccess: Gauge<'provider'>;
+  readonly #providerFailures: Gauge<'provider'>;
+  readonly #lent: Counter<'service' | 'from'>;
+  readonly #rejections: Counter<'service' | 'outcome'>;
+  readonly #leaseOperations: Counter<'provider' | 'operation' | 'outcome'>;
+  readonly #acceptErrors: Counter<'service'>;
+  readonly #dropped: Counter<'service'>;
+  readonly #reloads: Counter<'outcome'>;
+  readonly #reloaded: Gauge<never>;
+  readonly #auditRecords: Counter<'outcome'>;
+  readonly #exports: Counter<'signal' | 'outcome'>;
 
   constructor(version: string, live: LiveState) {
-    const registers = [this.registry];
-    collectDefaultMetrics({ register: this.registry });
-    new Gauge({
-      name: 'postern_build_info',
-      help: 'Always 1; the labels say which version runs on which Node.js.',
-      labelNames: ['version', 'node'],
-      registers,
-    }).set({ version, node: process.version }, 1);
-    new Gauge({
-      name: 'postern_sessions_active',
-      help: 'Sessions that have a place now.',
-      labelNames: ['service'],
-      registers,
-      collect() {
-        this.reset();
-        for (const { name, active } of live.services()) this.set({ service: name }, active);
-      },
-    });
-    const ended = this.#relayedByEnded;
-    new Counter({
-      name: 'postern_relayed_bytes_total',
-      help: 'Bytes relayed after the login, by the side they came from.',
-      labelNames: ['service', 'from'],
-      registers,
-      collect() {
-        this.reset();
-        for (const { name, bytesFromClient, bytesFromUpstream } of live.services()) {
-          const before = ended.get(name);
-          this.inc({ service: name, from: 'client' }, bytesFromClient + (before?.fromClient ?? 0));
-          this.inc({ service: name, from: 'upstream' }, bytesFromUpstream + (before?.fromUpstream ?? 0));
-        }
-      },
-    });
-    this.#countRequests(live);
-    this.#sessions = new Counter({
+    const { registry } = this;
+    registry
+      .gauge({
+        name: 'postern_build_info',
+        help: 'Always 1; the labels say which version runs on which Node.js.',
+        labels: ['version', 'node'],
+      })
+      .set({ version, node: process.version }, 1);
+    registry.lookup(
+      'gauge',
+      { name: 'postern_ready', help: 'Whether Postern takes new sessions: 1 or 0.' },
+      () => [[{}, live.ready() ? 1 : 0] as const],
+    );
+    this.#countSessions(live);
+    this.#sessions = registry.counter({
       name: 'postern_sessions_total',
       help: 'Ended sessions by outcome: ok, or a code of docs/errors.md.',
-      labelNames: ['service', 'outcome'],
-      registers,
+      labels: ['service', 'outcome'],
     });
-    this.#logins = new Histogram({
-      name: 'postern_login_duration_seconds',
-      help: 'From a client that has said what it wants to one that is logged in.',
-      labelNames: ['service'],
-      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
-      registers,
+    this.#sessionDuration = registry.histogram(
+      {
+        name: 'postern_session_duration_seconds',
+        help: 'From the connection of a client that got a place to its end.',
+        labels: ['service'],
+      },
+      [0.01, 0.1, 1, 10, 60, 600, 3600, 21_600, 86_400],
+    );
+    this.#loginOutcomes = registry.counter({
+      name: 'postern_logins_total',
+      help: 'Logins by outcome: ok, or a code of docs/errors.md.',
+      labels: ['service', 'outcome'],
     });
-    this.#fetches = new Counter({
+    this.#logins = registry.histogram(
+      {
+        name: 'postern_login_duration_seconds',
+        help: 'From a client that has said what it wants to one that is logged in.',
+        labels: ['service'],
+      },
+      [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+    );
+    this.#refusals = registry.counter({
+      name: 'postern_refusals_total',
+      help: 'Clients that were turned away, by the reason.',
+      labels: ['service', 'reason'],
+    });
+    this.#countRequests(live);
+    this.#fetches = registry.counter({
       name: 'postern_provider_requests_total',
       help: 'Questions to a provider by outcome: ok, or a code of docs/errors.md.',
-      labelNames: ['provider', 'outcome'],
-      registers,
+      labels: ['provider', 'outcome'],
     });
-    this.#fetchDuration = new Histogram({
-      name: 'postern_provider_request_duration_seconds',
-      help: 'How long a provider took to answer.',
-      labelNames: ['provider'],
-      buckets: [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
-      registers,
-    });
-    this.#providerUp = new Gauge({
+    this.#fetchDuration = registry.histogram(
+      {
+        name: 'postern_provider_request_duration_seconds',
+        help: 'How long a provider took to answer.',
+        labels: ['provider'],
+      },
+      [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+    );
+    this.#providerUp = registry.gauge({
       name: 'postern_provider_up',
       help: 'Whether the provider answered the last question, be it with a refusal: 1 or 0.',
-      labelNames: ['provider'],
-      registers,
+      labels: ['provider'],
     });
-    this.#providerSuccess = new Gauge({
+    this.#providerSuccess = registry.gauge({
       name: 'postern_provider_last_success_timestamp_seconds',
       help: 'When the provider last gave what it was asked for.',
-      labelNames: ['provider'],
-      registers,
+      labels: ['provider'],
     });
-    this.#providerFailures = new Gauge({
+    this.#providerFailures = registry.gauge({
       name: 'postern_provider_consecutive_failures',
       help: 'Questions since then that the provider did not answer with what it was asked for.',
-      labelNames: ['provider'],
-      registers,
+      labels: ['provider'],
     });
-    this.#lent = new Counter({
+    this.#lent = registry.counter({
       name: 'postern_credential_requests_total',
       help: 'Credentials that logins or requests were given, by where they came from: provider, cache, or stale where the provider could not be asked.',
-      labelNames: ['service', 'from'],
-      registers,
+      labels: ['service', 'from'],
     });
-    this.#rejections = new Counter({
+    this.#rejections = registry.counter({
       name: 'postern_credential_rejections_total',
       help: 'Logins that met a rejected credential, by their end: recovered, where another try was accepted, or refused.',
-      labelNames: ['service', 'outcome'],
-      registers,
+      labels: ['service', 'outcome'],
     });
-    new Gauge({
-      name: 'postern_credential_generation',
-      help: "How often the values of the service's credentials have changed since the start, plus one.",
-      labelNames: ['service'],
-      registers,
-      collect() {
-        this.reset();
-        for (const { name, credential } of live.services())
-          if (credential.generation > 0) this.set({ service: name }, credential.generation);
-      },
-    });
-    new Gauge({
-      name: 'postern_credential_age_seconds',
-      help: "Since the values of the service's credentials were last seen in the store.",
-      labelNames: ['service'],
-      registers,
-      collect() {
-        this.reset();
-        for (const { name, credential } of live.services())
-          if (credential.age !== undefined) this.set({ service: name }, credential.age);
-      },
-    });
-    new Gauge({
-      name: 'postern_credential_stale',
-      help: 'Whether the service uses an old credential because its provider cannot be asked: 1 or 0.',
-      labelNames: ['service'],
-      registers,
-      collect() {
-        this.reset();
-        for (const { name, credential } of live.services())
-          this.set({ service: name }, credential.stale ? 1 : 0);
-      },
-    });
-    new Gauge({
-      name: 'postern_leases_active',
-      help: 'Leases that are held now.',
-      labelNames: ['service', 'provider'],
-      registers,
-      collect() {
-        this.reset();
-        for (const { name, leases } of live.services())
-          for (const { provider } of leases) this.inc({ service: name, provider });
-      },
-    });
-    this.#leaseOperations = new Counter({
+    this.#describeCredentials(live);
+    this.#leaseOperations = registry.counter({
       name: 'postern_lease_operations_total',
       help: 'Renewals and revocations of leases by outcome: ok, or a code of docs/errors.md.',
-      labelNames: ['provider', 'operation', 'outcome'],
-      registers,
+      labels: ['provider', 'operation', 'outcome'],
     });
-    this.#acceptErrors = new Counter({
+    this.#acceptErrors = registry.counter({
       name: 'postern_accept_errors_total',
       help: 'Connections that could not be accepted, for example for lack of descriptors.',
-      labelNames: ['service'],
-      registers,
+      labels: ['service'],
     });
-    this.#dropped = new Counter({
+    this.#dropped = registry.counter({
       name: 'postern_connections_dropped_total',
       help: 'Connections closed unheard because too many others were still waiting to be refused.',
-      labelNames: ['service'],
-      registers,
+      labels: ['service'],
     });
-    this.#reloads = new Counter({
+    this.#reloads = registry.counter({
       name: 'postern_config_reloads_total',
       help: 'Reloads of the configuration by outcome: ok or failed.',
-      labelNames: ['outcome'],
-      registers,
+      labels: ['outcome'],
     });
-    this.#reloaded = new Gauge({
+    this.#reloaded = registry.gauge({
       name: 'postern_config_last_load_timestamp_seconds',
       help: 'When the configuration in force was loaded.',
-      registers,
+    });
+    this.#auditRecords = registry.counter({
+      name: 'postern_audit_records_total',
+      help: 'Records of the audit by outcome: written, or dropped because their destination took none for too long.',
+      labels: ['outcome'],
+    });
+    this.#exports = registry.counter({
+      name: 'postern_otlp_exports_total',
+      help: 'Exports to an OpenTelemetry collector by outcome: ok or failed.',
+      labels: ['signal', 'outcome'],
     });
   }
 
@@ -216,9 +190,21 @@ export class Metrics {
     this.#requestsOfEnded.set(service, [total([...before, counters])]);
   }
 
-  sessionEnded(service: string, report: SessionReport): void {
-    this.#sessions.inc({ service, outcome: report.outcome });
-    if (report.loginSeconds !== undefined) this.#logins.observe({ service }, report.loginSeconds);
+  /** A session is logged in, after so many seconds. */
+  loggedIn(service: string, seconds: number): void {
+    this.#loginOutcomes.inc({ service, outcome: 'ok' });
+    this.#logins.observe({ service }, seconds);
+  }
+
+  /** `logsIn`: its protocol has one login for each session. */
+  sessionEnded(service: string, report: SessionReport, logsIn: boolean): void {
+    const { outcome, admitted } = report;
+    this.#sessions.inc({ service, outcome });
+    if (admitted) this.#sessionDuration.observe({ service }, report.seconds);
+    const failedLogin = admitted && report.loginSeconds === undefined && outcome !== 'ok';
+    if (logsIn && failedLogin) this.#loginOutcomes.inc({ service, outcome });
+    if (report.loginSeconds === undefined && Object.hasOwn(refusals, outcome))
+      this.#refusals.inc({ service, reason: refusals[outcome as keyof typeof refusals] });
     const relayed = this.#relayedByEnded.get(service) ?? { fromClient: 0, fromUpstream: 0 };
     relayed.fromClient += report.bytesFromClient;
     relayed.fromUpstream += report.bytesFromUpstream;
@@ -254,78 +240,163 @@ export class Metrics {
 
   connectionDropped(service: string): void {
     this.#dropped.inc({ service });
+    this.#refusals.inc({ service, reason: 'dropped' });
   }
 
   configLoaded(outcome: 'first' | 'ok' | 'failed'): void {
     if (outcome !== 'first') this.#reloads.inc({ outcome });
-    if (outcome !== 'failed') this.#reloaded.set(Date.now() / 1000);
+    if (outcome !== 'failed') this.#reloaded.set({}, Date.now() / 1000);
+  }
+
+  auditRecords(outcome: 'written' | 'dropped', count: number): void {
+    this.#auditRecords.inc({ outcome }, count);
+  }
+
+  exported(signal: 'metrics' | 'traces', outcome: 'ok' | 'failed'): void {
+    this.#exports.inc({ signal, outcome });
+  }
+
+  /** Bytes relayed for a service since the start, those of its live sessions included. */
+  relayed({ name, bytesFromClient, bytesFromUpstream }: LiveService): {
+    fromClient: number;
+    fromUpstream: number;
+  } {
+    const before = this.#relayedByEnded.get(name);
+    return {
+      fromClient: bytesFromClient + (before?.fromClient ?? 0),
+      fromUpstream: bytesFromUpstream + (before?.fromUpstream ?? 0),
+    };
+  }
+
+  /** What a service's requests have come to since the start; undefined: its protocol counts none. */
+  requests({ name, requests }: LiveService): RequestCounters | undefined {
+    const all = [...requests, ...(this.#requestsOfEnded.get(name) ?? [])];
+    return all.length > 0 ? total(all) : undefined;
+  }
+
+  #countSessions(live: LiveState): void {
+    const { registry } = this;
+    const active = {
+      name: 'postern_sessions_active',
+      help: 'Sessions that have a place now.',
+      labels: ['service'],
+    } as const;
+    registry.lookup('gauge', active, function* () {
+      for (const { name, active } of live.services()) yield [{ service: name }, active];
+    });
+    const limit = {
+      name: 'postern_sessions_limit',
+      help: 'Places for sessions.',
+      labels: ['service'],
+    } as const;
+    registry.lookup('gauge', limit, function* () {
+      for (const { name, limit } of live.services()) yield [{ service: name }, limit];
+    });
+    const relayed = {
+      name: 'postern_relayed_bytes_total',
+      help: 'Bytes relayed after the login, by the side they came from.',
+      labels: ['service', 'from'],
+    } as const;
+    const bytes = (service: LiveService) => this.relayed(service);
+    registry.lookup('counter', relayed, function* () {
+      for (const service of live.services()) {
+        const { fromClient, fromUpstream } = bytes(service);
+        yield [{ service: service.name, from: 'client' }, fromClient];
+        yield [{ service: service.name, from: 'upstream' }, fromUpstream];
+      }
+    });
+  }
+
+  #describeCredentials(live: LiveState): void {
+    const gauge = (name: string, help: string, read: (service: LiveService) => number | undefined) =>
+      this.registry.lookup('gauge', { name, help, labels: ['service'] }, function* () {
+        for (const service of live.services()) {
+          const value = read(service);
+          if (value !== undefined) yield [{ service: service.name }, value];
+        }
+      });
+    gauge(
+      'postern_credential_generation',
+      "How often the values of the service's credentials have changed since the start, plus one.",
+      ({ credential }) => credential.generation || undefined,
+    );
+    gauge(
+      'postern_credential_age_seconds',
+      "Since the values of the service's credentials were last seen in the store.",
+      ({ credential }) => credential.age,
+    );
+    gauge(
+      'postern_credential_stale',
+      'Whether the service uses an old credential because its provider cannot be asked: 1 or 0.',
+      ({ credential }) => (credential.stale ? 1 : 0),
+    );
+    gauge(
+      'postern_lease_remaining_seconds',
+      'What is left of that lease of the service that ends first.',
+      ({ leases }) =>
+        leases.length > 0 ? Math.min(...leases.map(({ secondsLeft }) => secondsLeft)) : undefined,
+    );
+    const leases = {
+      name: 'postern_leases_active',
+      help: 'Leases that are held now.',
+      labels: ['service', 'provider'],
+    } as const;
+    this.registry.lookup('gauge', leases, function* () {
+      for (const { name, leases } of live.services())
+        for (const { provider } of leases) yield [{ service: name, provider }, 1];
+    });
   }
 
   /** Metrics of protocols whose sessions carry many requests: read at a scrape, so that a request costs none. */
   #countRequests(live: LiveState): void {
-    const ended = this.#requestsOfEnded;
-    const totals = function* () {
-      for (const { name, requests } of live.services()) {
-        const all = [...requests, ...(ended.get(name) ?? [])];
-        if (all.length > 0) yield { service: name, ...total(all) };
-      }
-    };
+    const totals = (service: LiveService) => this.requests(service);
     const counter = <Label extends string>(
       name: string,
       help: string,
-      labels: readonly Label[],
-      collect: (add: (labels: Record<Label | 'service', string>, value: number) => void) => void,
+      label: Label,
+      read: (requests: RequestCounters) => Iterable<readonly [value: string, count: number]>,
     ) =>
-      new Counter({
-        name,
-        help,
-        labelNames: ['service', ...labels],
-        registers: [this.registry],
-        collect() {
-          this.reset();
-          collect((values, value) => this.inc(values, value));
+      this.registry.lookup<Label | 'service'>(
+        'counter',
+        { name, help, labels: ['service', label] },
+        function* () {
+          for (const service of live.services()) {
+            const requests = totals(service);
+            if (!requests) continue;
+            for (const [value, count] of read(requests))
+              yield [{ service: service.name, [label]: value } as Record<Label | 'service', string>, count];
+          }
         },
-      });
+      );
     counter(
       'postern_http_responses_total',
       'Responses that clients got from servers, by the first digit of their status.',
-      ['class'],
-      (add) => {
-        for (const { service, responses } of totals())
-          for (const [digit, count] of responses.entries())
-            if (digit > 0) add({ service, class: `${digit}xx` }, count);
-      },
+      'class',
+      ({ responses }) => [1, 2, 3, 4, 5].map((digit) => [`${digit}xx`, responses[digit] ?? 0]),
     );
     counter(
       'postern_http_failures_total',
       'Requests that Postern answered itself, or cut off, by their code of docs/errors.md.',
-      ['code'],
-      (add) => {
-        for (const { service, failures } of totals())
-          for (const [code, count] of failures) add({ service, code }, count);
-      },
+      'code',
+      ({ failures }) => failures,
     );
     counter(
       'postern_http_upstream_connections_total',
       'Connections for requests: opened for one, or reused.',
-      ['kind'],
-      (add) => {
-        for (const { service, upstreamOpened, upstreamReused } of totals()) {
-          add({ service, kind: 'opened' }, upstreamOpened);
-          add({ service, kind: 'reused' }, upstreamReused);
-        }
-      },
+      'kind',
+      ({ upstreamOpened, upstreamReused }) => [
+        ['opened', upstreamOpened],
+        ['reused', upstreamReused],
+      ],
     );
     counter(
       'postern_http_requests_repeated_total',
       'Requests sent once more, because their connection was stale or their credential rejected.',
-      ['reason'],
-      (add) => {
-        for (const { service, retries, replays } of totals()) {
-          add({ service, reason: 'stale' }, retries);
-          add({ service, reason: 'rejected' }, replays);
-        }
-      },
+      'reason',
+      ({ retries, replays }) => [
+        ['stale', retries],
+        ['rejected', replays],
+      ],
     );
   }
 }

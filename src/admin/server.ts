@@ -1,9 +1,9 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { Registry } from 'prom-client';
 
 import { type Address, formatAddress } from '../core/address.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
+import { contentTypes, formatFor, type Registry } from './registry.ts';
 
 /** What the health endpoints ask of the running program. */
 export interface Health {
@@ -93,8 +93,10 @@ async function answer(request: IncomingMessage, health: Health, metrics: Registr
       const lines = query.split('&').includes('verbose') ? await health.detail() : [];
       return text(why === undefined ? 200 : 503, [...lines, why ?? 'ok', ''].join('\n'));
     }
-    case '/metrics':
-      return { status: 200, type: metrics.contentType, body: await metrics.metrics() };
+    case '/metrics': {
+      const format = formatFor(request.headers.accept);
+      return { status: 200, type: contentTypes[format], body: metrics.text(format) };
+    }
     default:
       return text(404, 'there is /livez, /startupz, /readyz and /metrics\n');
   }

@@ -86,6 +86,8 @@ export interface ServiceRuntime {
   /** What becomes of a session whose credential has been replaced. */
   readonly onRotation: 'keep' | 'drain';
   readonly admission: Admission;
+  /** Told when a client is logged in, before its first byte is relayed. */
+  readonly loggedIn?: (login: LoginReport) => void;
   serve(session: Session): Promise<void>;
   lend<T>(
     use: (credentials: Credentials, signal: AbortSignal) => Promise<T>,
@@ -97,9 +99,28 @@ export interface ServiceRuntime {
 
 export type Outcome = 'ok' | ErrorCode;
 
+/** What a session has to say of itself for the audit: names, never values. */
+export interface SessionFacts {
+  readonly id: string;
+  /** Address and port of the client, or `unix`. */
+  readonly client: string;
+  /** What the connector has noted. */
+  readonly facts: Readonly<Record<string, string | number | boolean>>;
+}
+
+/** What is known of a session when its client is logged in. The times are those of the monotonic clock. */
+export interface LoginReport extends SessionFacts {
+  readonly admittedAt: number;
+  /** When the credentials were there with which the login succeeded. */
+  readonly lentAt: number;
+  readonly loggedInAt: number;
+}
+
 /** What is known of a session when it has ended: for the log, the audit and the metrics. */
-export interface SessionReport {
+export interface SessionReport extends SessionFacts {
   readonly outcome: Outcome;
+  /** Why it failed. */
+  readonly error: string | undefined;
   /** Whether the client asked for a session at all and got a place. */
   readonly admitted: boolean;
   /** Seconds from the admission to the end of the login; undefined when there was none. */
@@ -125,6 +146,7 @@ export class ClientSession implements Session {
   readonly #peer: string;
   #facts: Record<string, string | number | boolean> = {};
   #admitted: number | undefined;
+  #lent: number | undefined;
   #loggedIn: number | undefined;
   #deadline: Deadline | undefined;
   #relay: Relay | undefined;
@@ -213,6 +235,7 @@ export class ClientSession implements Session {
       let lent: Tenure | undefined;
       const result = await this.#service.lend(use, signal, (tenure) => {
         lent = tenure;
+        this.#lent = performance.now();
         this.#noteTenure(tenure);
       });
       // A session may log in anew (MySQL's COM_CHANGE_USER).
@@ -227,7 +250,7 @@ export class ClientSession implements Session {
 
   async relay(client: Socket, upstream: Socket, { watch, follow }: RelayWays = {}): Promise<void> {
     this.#clearDeadline();
-    this.#loggedIn = performance.now();
+    this.#tellLogin((this.#loggedIn = performance.now()));
     const { idleTimeout, maxSessionAge, onRotation } = this.#service;
     const follower = onRotation === 'drain' || maxSessionAge > 0 ? follow?.() : undefined;
     this.#relay = new Relay(client, upstream, { idleTimeout, watch, follower });
@@ -251,6 +274,18 @@ export class ClientSession implements Session {
   #noteTenure({ versions, generation, leases }: Tenure): void {
     const lease = leases.length > 0 ? { lease: leases.join(', ') } : {};
     this.note({ credential: versions, generation, ...lease });
+  }
+
+  #tellLogin(loggedInAt: number): void {
+    const admittedAt = this.#admitted ?? loggedInAt;
+    this.#service.loggedIn?.({
+      id: this.id,
+      client: this.#peer,
+      facts: this.#facts,
+      admittedAt,
+      lentAt: this.#lent ?? admittedAt,
+      loggedInAt,
+    });
   }
 
   /** Sessions that began together do not all end together: each at its own moment of the last tenth. */
@@ -278,7 +313,11 @@ export class ClientSession implements Session {
   #report(failure: PosternError | undefined): SessionReport {
     const { bytes } = this;
     return {
+      id: this.id,
+      client: this.#peer,
+      facts: this.#facts,
       outcome: failure?.code ?? 'ok',
+      error: failure?.message,
       admitted: this.#admitted !== undefined,
       loginSeconds:
         this.#admitted === undefined || this.#loggedIn === undefined
