@@ -10,8 +10,8 @@ import { Broker } from '../broker.ts';
 import type { Config, ServiceConfig } from '../config/config.ts';
 import { loadConfig } from '../config/load.ts';
 import { formatProblem } from '../config/report.ts';
-import { duration } from '../core/duration.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
+import { durationOf } from './admin-client.ts';
 import { describeLogin } from './check.ts';
 import { childEnvironment, protocolOf, type Trust } from './child-environment.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
@@ -80,8 +80,6 @@ function parse(words: readonly string[], environment: NodeJS.ProcessEnv): Wish {
     throw new UsageError('write the command behind two dashes: `postern exec [OPTIONS] -- COMMAND [ARG...]`');
   const values = parseFlags(words.slice(0, dashes), execFlags);
   if (values.sockets && values.tcp) throw new UsageError('give either --sockets or --tcp');
-  const patience = duration.safeParse(values['kill-after'] ?? '30s');
-  if (!patience.success) throw new UsageError('`--kill-after` takes a duration: 500ms, 10s or 5m');
   const options = optionsOf(values, environment, {
     logLevel: 'warn',
     logFormat: isatty(2) ? 'pretty' : 'json',
@@ -91,7 +89,7 @@ function parse(words: readonly string[], environment: NodeJS.ProcessEnv): Wish {
     command: [program, ...rest],
     keep: values['keep-env'] ?? [],
     sockets: values.sockets ? 'all' : values.tcp ? 'none' : 'those on port 0',
-    killAfter: patience.data,
+    killAfter: durationOf(values['kill-after'] ?? '30s', '--kill-after'),
   };
 }
 

@@ -33,6 +33,29 @@ const commands: Readonly<Record<string, Command>> = {
       return await exec(words, process.env);
     },
   },
+  explain: {
+    summary:
+      'explain [SERVICE]: what a connection would use, by name; explain --url METHOD URL: what a request would; --json',
+    execute: async (words) => {
+      const { explain } = await import('./explain.ts');
+      return await explain(words, process.env);
+    },
+  },
+  wait: {
+    summary: 'wait until a running Postern is ready: --timeout 30s',
+    execute: async (words) => {
+      const { wait } = await import('./wait.ts');
+      return await wait(words, process.env);
+    },
+  },
+  stop: {
+    summary:
+      'have a running Postern drain and end, and wait for that: --timeout 60s, --pid N, --pid-file PATH',
+    execute: async (words) => {
+      const { stop } = await import('./stop.ts');
+      return await stop(words, process.env);
+    },
+  },
   secret: {
     summary: 'keep secrets in an encrypted file: secret set NAME (value from the input), list, rm NAME',
     execute: async (words) => {

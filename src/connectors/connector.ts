@@ -65,6 +65,27 @@ export interface Finding {
   readonly message: string;
 }
 
+/** A request that nobody has made. */
+export interface ExplainedRequest {
+  readonly method: string;
+  readonly url: URL;
+  /** Path and query of `url` as they were written: a URL of the platform has tidied its own. */
+  readonly path: string;
+  /** `url` is the listener's own, and not what a client would ask a proxy for. */
+  readonly toListener: boolean;
+}
+
+/** What would become of it: names, never values. */
+export interface Explained {
+  /** The service whose credential would go into it. */
+  readonly service: string;
+  /** The URL that would be asked for, without what the credential adds. */
+  readonly upstream: string;
+  /** Header fields and query parameters that the service decides about: set by it, and never taken from a client. */
+  readonly headers: readonly string[];
+  readonly query: readonly string[];
+}
+
 /** An opened connector: serves the clients of one service. */
 export interface Protocol {
   serve(session: Session): Promise<void>;
@@ -75,6 +96,8 @@ export interface Protocol {
    * one among them. Called before the first client, and again when a reload changes them. The first one serves the clients.
    */
   join?(members: readonly Protocol[]): void;
+  /** What would become of a request, without asking anybody. Throws what the client would be told. */
+  explain?(request: ExplainedRequest): Explained;
   /** No new clients come. Sessions that are between two requests end now, the others after the one under way. */
   drain?(): void;
   /** Called once, when the last session has ended. */

@@ -5,6 +5,7 @@ import { defineConnector, type Protocol, type ServiceContext } from '../connecto
 import { attachAccepted, tryTakingOver } from './accelerator.ts';
 import { openAuthority } from './authority.ts';
 import { Client } from './client.ts';
+import { explainRequest } from './explain.ts';
 import { namedOrigins, reviewShared } from './forward.ts';
 import { tryOut } from './probe.ts';
 import { errorReply } from './replies.ts';
@@ -70,6 +71,7 @@ export function openHttp(about: HttpService, service: ServiceContext): Protocol 
   const protocol: Protocol = {
     serve: (session) => serve(session, front),
     join: (members) => front.share(members),
+    explain: (request) => explainRequest(front, about.reverse?.upstream, request),
     probe: (probe) => tryOut(probe, member, reverse ? [reverse.origin] : about.origins),
     drain: () => {
       member.draining = true;
