@@ -18,6 +18,7 @@ import {
   parseManifests,
   podsOf,
   posternOf,
+  RestrictedNamespace,
   readManifests,
 } from './manifests.ts';
 import { withProgram } from './programs.ts';
@@ -181,13 +182,13 @@ describe('the Helm chart as a gateway', () => {
       }),
     });
     if (!manifests) return;
-    const byKind = (kind: string) => found(manifests.find((each) => each.kind === kind)).spec;
+    const byKind = (kind: string) => found(found(manifests.find((each) => each.kind === kind)).spec);
     const port = (number: number) => ({ name: `tcp-${number}`, port: number, targetPort: number });
     assert.deepEqual(
-      (byKind('Service')?.['ports'] as { port: number }[]).toSorted((a, b) => a.port - b.port),
+      (byKind('Service')['ports'] as { port: number }[]).toSorted((a, b) => a.port - b.port),
       [5432, 5433, 8080].map(port),
     );
-    const [clients] = byKind('NetworkPolicy')?.['ingress'] as { ports: { port: number }[]; from: object[] }[];
+    const [clients] = byKind('NetworkPolicy')['ingress'] as { ports: { port: number }[]; from: object[] }[];
     assert.deepEqual(clients?.ports.map((each) => each.port).toSorted(), [5432, 5433, 8080]);
     assert.deepEqual(clients?.from, [{ podSelector: { matchLabels: { 'postern.dev/client': 'true' } } }]);
   });
@@ -267,31 +268,39 @@ describe('the Helm chart as a gateway', () => {
     }
   });
 
-  it('says loudly who is logged in', async (t) => {
-    const helm = await withHelm(t);
+  it('is installed, changed and taken away, and says loudly each time who is logged in', async (t) => {
+    const cluster = await withServer(t, 'kubernetes');
+    const helm = cluster && (await withHelm(t));
     if (!helm) return;
-    const notes = async (values: object) => {
+    const namespace = await RestrictedNamespace.make(cluster);
+    const where = ['--kubeconfig', cluster.kubeconfig, '--namespace', namespace.name];
+    const release = async (command: string, values: object) => {
       await writeFile(join(helm.folder, 'notes.yaml'), stringify(values));
       const { code, stdout, stderr } = await helm.run(
-        ...[
-          'install',
-          'orders',
-          'postern',
-          '--values',
-          'notes.yaml',
-          '--dry-run=client',
-          '--kube-version',
-          kubeVersion,
-        ],
+        command,
+        'orders',
+        'postern',
+        '--values',
+        'notes.yaml',
+        ...where,
       );
       assert.equal(code, 0, stderr);
       return stdout.slice(stdout.indexOf('NOTES:'));
     };
-    const text = await notes({ config: gatewayConfig });
-    assert.match(text, /WHOEVER REACHES THESE PORTS IS LOGGED IN WITHOUT A PASSWORD/);
-    assert.match(text, /port 5432, port 5433/);
-    const open = await notes({ config: gatewayConfig, gateway: { networkPolicy: { enabled: false } } });
+    const policies = async () => {
+      const path = `/apis/networking.k8s.io/v1/namespaces/${namespace.name}/networkpolicies`;
+      const { items } = (await cluster.request('GET', path)) as { items: { metadata: { name: string } }[] };
+      return items.map(({ metadata }) => metadata.name);
+    };
+    const notes = await release('install', { config: gatewayConfig });
+    assert.match(notes, /WHOEVER REACHES THESE PORTS IS LOGGED IN WITHOUT A PASSWORD/);
+    assert.match(notes, /port 5432, port 5433/);
+    assert.deepEqual(await policies(), ['orders-postern']);
+    const networkPolicy = { enabled: false };
+    const open = await release('upgrade', { config: gatewayConfig, gateway: { networkPolicy } });
     assert.match(open, /EVERY POD OF THE CLUSTER CAN/);
+    assert.deepEqual(await policies(), []);
+    assert.equal((await helm.run('uninstall', 'orders', ...where)).code, 0);
   });
 
   it('asks for metrics where the Prometheus operator is to read them', async (t) => {
@@ -304,7 +313,7 @@ describe('the Helm chart as a gateway', () => {
       { port: 'postern-admin', path: '/metrics', interval: '15s', scrapeTimeout: '10s' },
     ]);
     // It selects the one Service that has this port.
-    const { matchLabels } = monitor.spec?.['selector'] as { matchLabels: Record<string, string> };
+    const { matchLabels } = found(monitor.spec)['selector'] as { matchLabels: Record<string, string> };
     const selected = manifests.filter(
       ({ kind, metadata }) =>
         kind === 'Service' &&
