@@ -43,11 +43,14 @@ export interface NativeEngine {
   stop(): void;
 }
 
-/** A session is over, or its upstream has closed its half and the client has not. */
+/**
+ * A session is over (`ended`, once for each); its upstream has finished and its client has not; or one end has broken off
+ * and what the other is still owed takes its time. The counts belong to an end.
+ */
 export interface NativeEvent {
   readonly id: number;
-  readonly kind: 'ended' | 'upstreamEnded';
-  /** Which end broke off. */
+  readonly kind: 'ended' | 'upstreamEnded' | 'broke';
+  /** Which end broke off first. */
   readonly side: 'none' | 'client' | 'upstream';
   readonly errno: number;
   readonly closedByUs: boolean;

@@ -17,6 +17,10 @@ export interface NativeHandle {
  * milliseconds: as in the relay of TypeScript.
  */
 const SERVER_GONE_TIMEOUT = 60_000;
+/** How long what was already received may take to reach the client after the server broke off, in milliseconds. */
+const FLUSH_TIMEOUT = 5_000;
+/** How long a server that does not read may take to notice that its client is gone, in milliseconds. */
+const RESET_TIMEOUT = 1_000;
 
 /** Relays on threads of the addon: after the login no byte passes through JavaScript. */
 export class NativeRelays {
@@ -74,6 +78,8 @@ export class NativeRelays {
     for (const event of this.#engine.take()) {
       const handed = this.#live.get(event.id);
       if (event.kind === 'upstreamEnded') handed?.watchSilence();
+      else if (event.kind === 'broke')
+        handed?.closeAfter(event.side === 'client' ? RESET_TIMEOUT : FLUSH_TIMEOUT);
       else {
         this.#live.delete(event.id);
         handed?.end(event);
@@ -100,6 +106,7 @@ class Handed implements NativeHandle {
   readonly #settle: (end: Awaited<NativeHandle['ended']>) => void;
   #final: NativeHandle['bytes'] | undefined;
   #watch: NodeJS.Timeout | undefined;
+  #patience: NodeJS.Timeout | undefined;
 
   constructor(engine: NativeEngine, id: number) {
     this.#engine = engine;
@@ -121,8 +128,13 @@ class Handed implements NativeHandle {
 
   end({ side, errno, fromClient, fromUpstream }: NativeEvent): void {
     clearInterval(this.#watch);
+    clearTimeout(this.#patience);
     this.#final = { fromClient, fromUpstream };
     this.#settle({ side, errno });
+  }
+
+  closeAfter(milliseconds: number): void {
+    this.#patience ??= setTimeout(() => this.close(), milliseconds).unref();
   }
 
   /** Compares the byte counters now and then, so that the relay itself pays nothing for it. */
