@@ -31,8 +31,11 @@ export const commonFlags = {
   connect: { type: 'boolean' },
 } as const;
 
+/** A flag with the word for its value, and what it means: for `postern help`, and for shells that complete. */
+export type FlagHelp = readonly [flag: string, meaning: string];
+
 /** The common flags, each with what `postern help` says of it. */
-export const flagHelp: readonly (readonly [flag: string, meaning: string])[] = [
+export const flagHelp: readonly FlagHelp[] = [
   ['-f, --config PATH', 'configuration file, or folder of *.yaml files; may be repeated'],
   ['--admin-listen ADDRESS', 'health and metrics: tcp://127.0.0.1:9090, or off'],
   ['--login-timeout TIME', 'how long a login may take: 10s'],
@@ -44,14 +47,54 @@ export const flagHelp: readonly (readonly [flag: string, meaning: string])[] = [
   ['--log-format FORMAT', `${logFormats.join(', ')}; json`],
 ];
 
-/** The flags of `postern secret`, likewise. */
-export const secretFlagHelp: readonly (readonly [flag: string, meaning: string])[] = [
-  ['--file PATH', 'the encrypted file: ~/.config/postern/secrets.age'],
-  ['--identity PATH', 'the age identity that opens it: ~/.config/postern/identity.txt'],
-  ['--passphrase-file PATH', 'a file with a passphrase, instead of an identity'],
-  ['--keychain ITEM', 'SERVICE#ACCOUNT of the keychain, which has the identity'],
-  ['--raw', 'with set: also take the line end at the end of the input'],
-];
+/** The flags of single commands, beside the common ones. */
+export const ownFlagHelp = {
+  check: [
+    ['--connect', 'log in to every upstream once'],
+    ['--json', 'print JSON, for programs'],
+  ],
+  exec: [
+    [
+      '--sockets',
+      'put every database service on a unix socket in a private folder, not only those on port 0',
+    ],
+    ['--tcp', 'never do so: a database service on port 0 gets a free TCP port, as JDBC needs it'],
+    ['--keep-env NAME', 'a variable that the command gets although it may hold a secret; NAME* for several'],
+    ['--kill-after TIME', 'how long the command may take to obey SIGTERM: 30s'],
+    ['--connect', 'log in to every upstream first, and do not start the command if that fails'],
+  ],
+  explain: [
+    ['--url', 'explain a request: explain --url METHOD URL'],
+    ['--json', 'print JSON, for programs'],
+  ],
+  wait: [['--timeout TIME', 'how long to wait: 30s']],
+  stop: [
+    ['--timeout TIME', 'how long to wait: 60s'],
+    ['--pid N', 'the process to stop, by SIGTERM; otherwise the admin listener is asked'],
+    ['--pid-file PATH', 'a file with its number'],
+  ],
+  secret: [
+    ['--file PATH', 'the encrypted file: ~/.config/postern/secrets.age'],
+    ['--identity PATH', 'the age identity that opens it: ~/.config/postern/identity.txt'],
+    ['--passphrase-file PATH', 'a file with a passphrase, instead of an identity'],
+    ['--keychain ITEM', 'SERVICE#ACCOUNT of the keychain, which has the identity'],
+    ['--raw', 'with set: also take the line end at the end of the input'],
+  ],
+  ca: [
+    ['--out FOLDER', 'create: where the certificate and its key go'],
+    ['--host NAME', 'create: a host that it is limited to, with all below it; may be repeated'],
+    ['--days N', 'create: how long it is valid: 730'],
+    ['--service NAME', 'show: the service, where several listeners intercept'],
+    ['--pem', 'show: print the certificate alone'],
+    ['--bundle FILE', 'show: also write a file with it and the public ones'],
+    ['--file PATH', 'show: where the certificate is, where it is a credential'],
+  ],
+} as const satisfies Readonly<Record<string, readonly FlagHelp[]>>;
+
+/** The flags of the commands that ask a running process, beside their own. */
+export const askingFlagHelp: readonly FlagHelp[] = flagHelp.filter(([flag]) =>
+  ['-f, --config PATH', '--admin-listen ADDRESS'].includes(flag),
+);
 
 /** Parses the words behind a command. Flags beat POSTERN_* variables beat the file. Throws UsageError. */
 export function parseOptions(words: readonly string[], environment: NodeJS.ProcessEnv): Options {
