@@ -19,7 +19,10 @@ export function configurationPage(): string {
     introduction(),
     section(
       'The file',
-      table(inputSchema(schema.document), { skip: ['limits.', 'admin.', 'cache.'], required: ['services'] }),
+      table(inputSchema(schema.document), {
+        skip: ['limits.', 'admin.', 'audit.', 'cache.'],
+        required: ['services'],
+      }),
     ),
     section(
       '`services.NAME`',
@@ -30,6 +33,7 @@ export function configurationPage(): string {
     section('`limits`', table(inputSchema(schema.limits)), limitNotes),
     section('`cache`', table(inputSchema(schema.cache)), cacheNotes),
     section('`admin`', table(inputSchema(schema.admin)), adminNotes),
+    section('`audit`', table(inputSchema(schema.audit)), auditNotes),
     '# Connectors',
     ...connectorSections(),
     '# Providers',
@@ -48,7 +52,7 @@ YAML (version 1.2), UTF-8, at most 1 MiB. \`postern check\` reports every proble
 \`postern schema\` prints the JSON Schema for editors. Nothing is interpolated: \`\${NAME}\` is just text.
 
 A path may be given on the command line, several times; a folder stands for its \`.yaml\` and \`.yml\` files, merged by the
-names under \`services\` and \`providers\`. A name in two files is an error; so are \`limits\`, \`cache\`, \`stateFolder\` or \`admin\` in two files. Every file
+names under \`services\` and \`providers\`. A name in two files is an error; so are \`limits\`, \`cache\`, \`stateFolder\`, \`admin\` or \`audit\` in two files. Every file
 says \`version: 2\`. Without a path, \`${variables.config}\` names the file or folder; without that, the first of these is taken:
 
 ${places.map((place, index) => `${index + 1}. \`${place.startsWith('/') || place.startsWith('~') ? '' : './'}${place}\``).join('\n')}
@@ -82,6 +86,8 @@ const limitNotes =
 
 const cacheNotes =
   "The same keys under `services.NAME.cache` are for that service alone. Whatever is kept is overwritten when it is replaced, when its time is over and at the end; with the defaults a database's credential is kept for no longer than the login.";
+
+const auditNotes = '[audit.md](audit.md) has the fields of each record.';
 
 const adminNotes =
   '`admin: off` opens no admin listener. An address that is not loopback is a warning without `exposed: true`.';

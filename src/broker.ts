@@ -1,15 +1,21 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { Logger } from 'pino';
 
-import { type LiveService, Metrics } from './admin/metrics.ts';
+import type { HealthDetail } from './admin/health.ts';
+import type { LastError } from './admin/ledger.ts';
+import { Metrics } from './admin/metrics.ts';
 import { observeProcess } from './admin/process-metrics.ts';
 import { AdminServer } from './admin/server.ts';
-import type { Config, ProviderConfig, ServiceConfig } from './config/config.ts';
+import type { OperatedService, Operation } from './admin/status.ts';
+import { AuditTrail } from './audit.ts';
+import type { AdminConfig, AuditConfig, Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
 import { LeaseJournal } from './lifecycle/journal.ts';
 import { LeaseOffice } from './lifecycle/leases.ts';
 import type { SourceState } from './lifecycle/source.ts';
 import { Listener, removeDeadSocket } from './listener.ts';
+import { Observations, type ObservedCredential } from './observations.ts';
 import { providers as kinds } from './providers/index.ts';
 import type { Provider } from './providers/provider.ts';
 import { Service } from './service.ts';
@@ -52,7 +58,7 @@ interface Door {
 
 /** The running program: opened providers, and services with their listeners. */
 export class Broker {
-  readonly metrics: Metrics;
+  readonly #observations: Observations;
   readonly #stopSampling: () => void;
   readonly #context: BrokerContext;
   readonly #stateFolder: string | undefined;
@@ -65,39 +71,48 @@ export class Broker {
   /** Services that a reload replaced and that still have sessions. */
   readonly #retired = new Set<Service>();
   #admin: AdminServer | undefined;
-  #adminConfigured: Address | undefined;
+  #adminConfigured: AdminConfig | undefined;
+  /** Milliseconds since 1970. */
+  #loadedAt = Date.now();
+  #reloadFailure: LastError | undefined;
   #state: 'starting' | 'serving' | 'draining' = 'starting';
 
   private constructor({ stateFolder }: Config, context: BrokerContext) {
     this.#context = context;
-    this.metrics = new Metrics(context.version, {
+    const metrics = new Metrics(context.version, {
       ready: () => this.#state === 'serving',
       services: () => this.#live(),
     });
-    this.#stopSampling = observeProcess(this.metrics.registry);
+    this.#observations = new Observations(metrics);
+    this.#stopSampling = observeProcess(metrics.registry);
     this.#stateFolder = stateFolder;
     this.#journal = stateFolder === undefined ? undefined : new LeaseJournal(stateFolder, context.log);
     this.#leases = new LeaseOffice({
       log: context.log,
       journal: this.#journal,
-      observe: (provider, operation, outcome) => this.metrics.leaseOperation(provider, operation, outcome),
+      observe: (provider, operation, outcome, lease) =>
+        this.#observations.leaseOperation(provider, operation, outcome, lease),
     });
   }
 
   /** Opens everything the configuration names. Throws LISTEN_FAILED or CONFIG_INVALID, with nothing left open. */
   static async start(config: Config, context: BrokerContext): Promise<Broker> {
     const broker = new Broker(config, context);
-    broker.#adminConfigured = config.admin.listenOn;
+    broker.#adminConfigured = config.admin;
     try {
+      if (config.audit) broker.#observations.audit = await broker.#openAudit(config.audit);
       if (config.admin.listenOn) {
-        const health = { notReady: () => broker.#notReady(), detail: () => broker.#detail() };
-        if (config.admin.listenOn.kind === 'unix') await removeDeadSocket(config.admin.listenOn.path);
-        broker.#admin = await AdminServer.open(config.admin.listenOn, health, broker.metrics.registry);
-        context.log.info({ address: formatAddress(broker.#admin.address) }, 'health and metrics');
+        await broker.#openAdmin(config.admin, config.admin.listenOn);
       }
       await broker.#apply(config);
-      broker.metrics.configLoaded('first');
+      broker.#observations.metrics.configLoaded('first');
       broker.#state = 'serving';
+      broker.#observations.note('start', {
+        version: context.version,
+        node: process.version,
+        pid: process.pid,
+        services: config.services.map(({ name }) => name),
+      });
       void broker.#journal?.sweep((provider, ids, signal) => broker.#revokeFormer(provider, ids, signal));
       return broker;
     } catch (error) {
@@ -155,15 +170,21 @@ export class Broker {
   async reload(load: () => Promise<Config>): Promise<void> {
     try {
       const config = await load();
-      if (!sameAddress(config.admin.listenOn, this.#adminConfigured))
-        this.#context.log.warn('the address for health and metrics changes only with a restart');
+      if (!isDeepStrictEqual(config.admin, this.#adminConfigured))
+        this.#context.log.warn('the admin listener changes only with a restart');
       if (config.stateFolder !== this.#stateFolder)
         this.#context.log.warn('the folder for the ids of leases changes only with a restart');
-      await this.#apply(config);
-      this.metrics.configLoaded('ok');
-    } catch (error) {
-      this.metrics.configLoaded('failed');
-      throw error;
+      await this.#auditAnew(config.audit, () => this.#apply(config));
+      this.#observations.metrics.configLoaded('ok');
+      this.#loadedAt = Date.now();
+      this.#reloadFailure = undefined;
+      this.#observations.note('reload', { outcome: 'ok', services: config.services.map(({ name }) => name) });
+    } catch (thrown) {
+      const { code, message } = PosternError.from(thrown);
+      this.#observations.metrics.configLoaded('failed');
+      this.#reloadFailure = { code, message, at: Date.now() };
+      this.#observations.note('reload', { outcome: code, error: message });
+      throw thrown;
     }
   }
 
@@ -181,6 +202,54 @@ export class Broker {
     await Promise.all(opened.map((each) => this.#close(each)));
     this.#admin?.close();
     this.#stopSampling();
+    this.#observations.note('stop', {});
+    await this.#observations.audit?.close();
+  }
+
+  async #openAdmin(config: AdminConfig, listenOn: Address): Promise<void> {
+    if (listenOn.kind === 'unix') await removeDeadSocket(listenOn.path);
+    const { metrics, ledger } = this.#observations;
+    const operation: Operation = {
+      version: this.#context.version,
+      metrics,
+      ledger,
+      state: () => this.#state,
+      services: () => this.#live(),
+      providers: () => this.#providers.values().map(({ config: { name, kind } }) => ({ name, kind })),
+      configuration: () => ({ loadedAt: this.#loadedAt, lastFailure: this.#reloadFailure }),
+    };
+    this.#admin = await AdminServer.open(listenOn, {
+      health: { notReady: () => this.#notReady(), detail: () => this.#detail() },
+      operation,
+      hosts: config.hosts,
+      quit: config.quit ? () => process.kill(process.pid, 'SIGTERM') : undefined,
+    });
+    this.#context.log.info({ address: formatAddress(this.#admin.address) }, 'health and metrics');
+  }
+
+  async #openAudit(config: AuditConfig): Promise<AuditTrail> {
+    return await AuditTrail.open(config, this.#context.log, (outcome, records) =>
+      this.#observations.metrics.auditRecords(outcome, records),
+    );
+  }
+
+  /** A file that was rotated is opened anew also when nothing else has changed. */
+  async #auditAnew(config: AuditConfig | undefined, apply: () => Promise<void>): Promise<void> {
+    const before = this.#observations.audit;
+    if (before && isDeepStrictEqual(before.config, config)) {
+      await before.reopen();
+      await apply();
+      return;
+    }
+    const next = config && (await this.#openAudit(config));
+    try {
+      await apply();
+    } catch (error) {
+      await next?.close();
+      throw error;
+    }
+    this.#observations.audit = next;
+    await before?.close();
   }
 
   async #apply(config: Config): Promise<void> {
@@ -276,7 +345,19 @@ export class Broker {
   }
 
   async #prepare(config: ServiceConfig, providers: ReadonlyMap<string, OpenProvider>): Promise<Service> {
-    return await Service.prepare(config, lookUp(providers), this.#context.log, this.metrics, this.#leases);
+    const observed = [...config.credentials].map(([name, { provider, get }]): ObservedCredential => {
+      // There the reference is the value itself.
+      const literal = providers.get(provider)?.config.kind === 'literal';
+      return { name, provider, reference: literal ? undefined : get };
+    });
+    return await Service.prepare(
+      config,
+      observed,
+      lookUp(providers),
+      this.#context.log,
+      this.#observations,
+      this.#leases,
+    );
   }
 
   async #revokeFormer(name: string, ids: readonly string[], signal: AbortSignal): Promise<void> {
@@ -304,7 +385,7 @@ export class Broker {
     const listener = await Listener.open(listenOn, socketMode, {
       onClient: (client) => behind.services[0].accept(client),
       onAcceptError: (error) => {
-        this.metrics.acceptFailed(name);
+        this.#observations.metrics.acceptFailed(name);
         log.error({ reason: reasonOf(error) }, 'a connection could not be accepted');
       },
     });
@@ -328,45 +409,52 @@ export class Broker {
     return this.#state === 'serving' ? undefined : this.#state;
   }
 
-  async #detail(): Promise<string[]> {
+  async #detail(): Promise<HealthDetail> {
     const services = this.#doors.flatMap(({ listener, behind }) =>
-      behind.services.flatMap(({ config: { name, limits }, live: { active }, source }) => {
-        const address = formatAddress(listener.address);
-        return [
-          `service ${name}: listening on ${address}, ${active} of ${limits.maxConnections} connections`,
-          ...describeSource(source.describe()).map((line) => `service ${name}: ${line}`),
-        ];
-      }),
+      behind.services.map(({ config: { name }, live: { active, limit }, source }) => ({
+        name,
+        address: formatAddress(listener.address),
+        active,
+        limit,
+        notes: describeSource(source.describe()),
+      })),
     );
     const asked = [...this.#providers].map(async ([name, { provider }]) => {
       try {
         await provider.check(AbortSignal.timeout(PROVIDER_CHECK_TIMEOUT));
-        return `provider ${name}: ok`;
+        return { name, error: undefined };
       } catch (error) {
-        return `provider ${name}: ${error instanceof PosternError ? error.message : reasonOf(error)}`;
+        return { name, error: error instanceof PosternError ? error.message : reasonOf(error) };
       }
     });
-    return [...services, ...(await Promise.all(asked))];
+    return { services, providers: await Promise.all(asked) };
   }
 
-  *#live(): Generator<LiveService> {
+  *#live(): Generator<OperatedService> {
+    const addresses = this.addresses;
     const byName = Map.groupBy([...this.#services, ...this.#retired], (service) => service.config.name);
     for (const [name, services] of byName) {
+      const [first] = services;
+      if (!first) continue;
       const live = services.map((service) => service.live);
       // The one that takes new sessions comes first.
       const states = services.map(({ source }) => source.describe());
-      const [current] = states;
+      const current = first.source.describe();
       const sum = (field: keyof Service['live']) => live.reduce((total, each) => total + each[field], 0);
+      const address = addresses.get(name);
       yield {
         name,
+        connector: first.config.connector,
+        address: address && formatAddress(address),
+        source: { ...current, leases: states.flatMap(({ leases }) => leases) },
         active: sum('active'),
         limit: live[0]?.limit ?? 0,
         bytesFromClient: sum('bytesFromClient'),
         bytesFromUpstream: sum('bytesFromUpstream'),
         credential: {
-          generation: current?.generation ?? 0,
-          age: current?.age,
-          stale: current?.state === 'stale',
+          generation: current.generation,
+          age: current.age,
+          stale: current.state === 'stale',
         },
         leases: states.flatMap(({ leases }) => leases),
         requests: services.flatMap(({ counters }) => counters ?? []),
@@ -419,10 +507,6 @@ function lookUp(providers: ReadonlyMap<string, OpenProvider>): (name: string) =>
     if (!opened) throw new PosternError('INTERNAL', `no provider is called "${name}"`);
     return opened.provider;
   };
-}
-
-function sameAddress(a: Address | undefined, b: Address | undefined): boolean {
-  return (a && formatAddress(a)) === (b && formatAddress(b));
 }
 
 /** Services are behind the same listener when the address is the same; port 0 is a new port for each service. */

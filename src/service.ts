@@ -2,7 +2,6 @@ import type { Socket } from 'node:net';
 import type { SecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 
-import type { Metrics } from './admin/metrics.ts';
 import type { ServiceConfig } from './config/config.ts';
 import type { Protocol } from './connectors/connector.ts';
 import { connectors } from './connectors/index.ts';
@@ -14,6 +13,7 @@ import { ClientSession, type ServiceRuntime } from './core/session.ts';
 import { loadServerContext } from './core/tls.ts';
 import type { LeaseOffice } from './lifecycle/leases.ts';
 import { CredentialSource } from './lifecycle/source.ts';
+import type { Observations, ObservedCredential, ObservedService } from './observations.ts';
 import type { Provider } from './providers/provider.ts';
 
 /** Clients beyond `maxConnections` that may be told so at the same time; the rest are cut off unheard. */
@@ -25,7 +25,8 @@ export class Service {
   readonly source: CredentialSource;
   readonly #protocol: Protocol;
   readonly #runtime: ServiceRuntime;
-  readonly #metrics: Metrics;
+  readonly #observations: Observations;
+  readonly #observed: ObservedService;
   readonly #admission: Admission;
   readonly #sessions = new Map<ClientSession, Promise<void>>();
   readonly #gone = Promise.withResolvers<void>();
@@ -37,12 +38,14 @@ export class Service {
     source: CredentialSource,
     localTls: SecureContext | undefined,
     log: Logger,
-    metrics: Metrics,
+    observed: ObservedService,
+    observations: Observations,
   ) {
     this.config = config;
     this.source = source;
     this.#protocol = protocol;
-    this.#metrics = metrics;
+    this.#observations = observations;
+    this.#observed = observed;
     this.#admission = new Admission(config.name, config.limits.maxConnections);
     this.#runtime = {
       name: config.name,
@@ -54,8 +57,7 @@ export class Service {
       drainTimeout: config.limits.drainTimeout,
       onRotation: config.onRotation,
       admission: this.#admission,
-      loggedIn: ({ admittedAt, loggedInAt }) =>
-        metrics.loggedIn(config.name, (loggedInAt - admittedAt) / 1000),
+      loggedIn: (login) => observations.loggedIn(observed, login),
       serve: (session) => protocol.serve(session),
       lend: (use, signal, onLent) => source.lend(use, signal, onLent),
     };
@@ -64,9 +66,10 @@ export class Service {
   /** Reads what the service needs from files. Throws CONFIG_INVALID. */
   static async prepare(
     config: ServiceConfig,
+    credentials: readonly ObservedCredential[],
     provider: (name: string) => Provider,
     log: Logger,
-    metrics: Metrics,
+    observations: Observations,
     leases: LeaseOffice,
   ): Promise<Service> {
     const connector = connectors[config.connector];
@@ -79,9 +82,9 @@ export class Service {
       leases,
       fetchTimeout: loginTimeout,
       observer: {
-        asked: (name, outcome, seconds) => metrics.providerAsked(name, outcome, seconds),
-        lent: (from) => metrics.credentialLent(config.name, from),
-        rejected: (outcome) => metrics.credentialRejected(config.name, outcome),
+        asked: (name, outcome, seconds, error) => observations.providerAsked(name, outcome, seconds, error),
+        lent: (from) => observations.metrics.credentialLent(config.name, from),
+        rejected: (outcome) => observations.metrics.credentialRejected(config.name, outcome),
       },
     });
     const protocol = connector.open(config.settings, {
@@ -91,7 +94,9 @@ export class Service {
       idleTimeout,
       prepare: (make) => source.prepare(make),
     });
-    return new Service(config, protocol, source, localTls, log, metrics);
+    const logsIn = protocol.counters === undefined;
+    const observed = { name: config.name, connector: config.connector, credentials, logsIn };
+    return new Service(config, protocol, source, localTls, log, observed, observations);
   }
 
   /** Tells services that listen on one address, in the order of the configuration, of each other. */
@@ -120,7 +125,7 @@ export class Service {
   /** Serves one accepted client to its end. */
   accept(client: Socket): void {
     if (this.#sessions.size >= this.config.limits.maxConnections + MOST_REFUSED) {
-      this.#metrics.connectionDropped(this.config.name);
+      this.#observations.metrics.connectionDropped(this.config.name);
       client.on('error', () => {});
       client.destroy();
       return;
@@ -128,7 +133,7 @@ export class Service {
     const session = new ClientSession(client, this.#runtime);
     const ended = session.run().then((report) => {
       this.#sessions.delete(session);
-      this.#metrics.sessionEnded(this.config.name, report, this.#protocol.counters === undefined);
+      this.#observations.sessionEnded(this.#observed, report);
     });
     this.#sessions.set(session, ended);
   }
@@ -159,7 +164,7 @@ export class Service {
     await Promise.all(this.#sessions.values());
     this.#protocol.close?.();
     const { counters } = this;
-    if (counters) this.#metrics.requestsEnded(this.config.name, counters);
+    if (counters) this.#observations.metrics.requestsEnded(this.config.name, counters);
     this.#finished = true;
     this.#gone.resolve(this.source.close());
   }

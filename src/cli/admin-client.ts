@@ -62,7 +62,9 @@ export async function askAdmin(
   const patience = AbortSignal.any([signal, AbortSignal.timeout(ANSWER_TIMEOUT)]);
   const place =
     address.kind === 'unix' ? { socketPath: address.path } : { host: address.host, port: address.port };
-  const asked = request({ ...place, method, path, agent: false, signal: patience });
+  // What no web page can send: see admin/server.ts.
+  const headers = method === 'POST' ? { 'x-postern': 'quit' } : {};
+  const asked = request({ ...place, method, path, headers, agent: false, signal: patience });
   asked.on('error', (error) => resolve({ status: undefined, reason: reasonOf(error) }));
   asked.on('response', (response) => {
     let text = '';

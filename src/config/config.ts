@@ -5,6 +5,8 @@ export interface Config {
   readonly providers: ReadonlyMap<string, ProviderConfig>;
   readonly services: readonly ServiceConfig[];
   readonly admin: AdminConfig;
+  /** undefined: nothing is audited. */
+  readonly audit: AuditConfig | undefined;
   /** Where the ids of leases are noted; undefined: nowhere. */
   readonly stateFolder: string | undefined;
   /** Things that work and are unsafe, or are ignored: said at start and by `check`. */
@@ -81,6 +83,30 @@ export interface CachePolicy {
 export interface AdminConfig {
   /** undefined: no admin listener. */
   readonly listenOn: Address | undefined;
+  /** Whether `POST /quit` ends the process as SIGTERM does. */
+  readonly quit: boolean;
+  /** Names by which the admin listener may be called, beside addresses and `localhost`. */
+  readonly hosts: readonly string[];
+}
+
+/** What the audit can tell of; docs/audit.md says what each record has. */
+export const auditEvents = [
+  'start',
+  'stop',
+  'reload',
+  'login',
+  'session',
+  'refused',
+  'request',
+  'lease',
+] as const;
+
+export type AuditEvent = (typeof auditEvents)[number];
+
+export interface AuditConfig {
+  /** `stdout`, `stderr`, or where else its lines go. */
+  readonly to: 'stdout' | 'stderr' | { readonly file: string } | { readonly socket: string };
+  readonly events: readonly AuditEvent[];
 }
 
 /** Something wrong (or unsafe) in a configuration, with its place. Lines and columns start at 1. */

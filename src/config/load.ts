@@ -10,6 +10,7 @@ import { providers as allProviders } from '../providers/index.ts';
 import { check, checkOutside } from './check.ts';
 import type {
   AdminConfig,
+  AuditConfig,
   CachePolicy,
   Config,
   Limits,
@@ -18,7 +19,7 @@ import type {
   Reference,
   ServiceConfig,
 } from './config.ts';
-import { collide, isLocal } from './listen.ts';
+import { collide, isLocal, listenAddress } from './listen.ts';
 import {
   child,
   children,
@@ -233,13 +234,14 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     providers: context.providers ?? allProviders,
   };
   for (const file of files)
-    check(schema.document, without(file, ['limits', 'admin', 'cache', 'stateFolder']), report);
+    check(schema.document, without(file, ['limits', 'admin', 'audit', 'cache', 'stateFolder']), report);
 
   const overrides = readOverrides(context, report);
   const limits = readLimits(files, overrides.limits, report);
   const cache = readCache(files, report);
   const stateFolder = readStateFolder(files, context, report);
   const { admin, adminAt } = readAdmin(files, overrides.admin, report);
+  const audit = readAudit(files, context, report);
 
   const providers = new ProviderSet(tables.providers, report);
   for (const [name, entry] of merge(files, 'providers', report)) providers.add(name, entry);
@@ -279,7 +281,7 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     if (other)
       report.problem(adminAt, `${formatAddress(admin.listenOn)} is also the address of ${other.who}`);
   }
-  return { providers: providers.used(), services, admin, stateFolder, warnings: report.warnings };
+  return { providers: providers.used(), services, admin, audit, stateFolder, warnings: report.warnings };
 }
 
 /** Services may listen on one address together when their connector says how; then the address is the same to the letter. */
@@ -429,22 +431,40 @@ function readStateFolder(
 
 function readAdmin(
   files: readonly Located[],
-  override: AdminConfig | undefined,
+  override: Pick<AdminConfig, 'listenOn'> | undefined,
   report: Report,
 ): { readonly admin: AdminConfig; readonly adminAt: Located | undefined } {
   const given = single(files, 'admin', report);
   const parsed = given && check(schema.admin, given, report);
-  if (override) return { admin: override, adminAt: undefined };
   const whole = typeof parsed === 'object' ? parsed : undefined;
-  if (parsed === 'off' || parsed === false) return { admin: { listenOn: undefined }, adminAt: undefined };
-  const { listenOn, exposed } = whole ?? defaultAdmin();
+  const { listenOn, exposed, quit, hosts } = whole ?? defaultAdmin();
+  if (override) return { admin: { ...override, quit, hosts }, adminAt: undefined };
+  if (parsed === 'off' || parsed === false)
+    return { admin: { listenOn: undefined, quit, hosts }, adminAt: undefined };
   const adminAt = whole && child(given, 'listenOn');
   if (adminAt && !isLocal(listenOn) && !exposed)
     report.warnOfEntry(
       adminAt,
       'other machines can reach the admin listener; say `exposed: true` beside it if they should',
     );
-  return { admin: { listenOn }, adminAt };
+  return { admin: { listenOn, quit, hosts }, adminAt };
+}
+
+function readAudit(
+  files: readonly Located[],
+  { folder = process.cwd() }: LoadContext,
+  report: Report,
+): AuditConfig | undefined {
+  const given = single(files, 'audit', report);
+  const parsed = given && check(schema.audit, given, report);
+  if (!parsed) return undefined;
+  const { file, events } = parsed;
+  if (file === 'stdout' || file === 'stderr') return { to: file, events };
+  if (!file.startsWith('unix:')) return { to: { file: resolve(folder, file) }, events };
+  const socket = checkOutside(listenAddress, file, (message) =>
+    report.problem(child(given, 'file') ?? given, message),
+  );
+  return socket?.kind === 'unix' ? { to: { socket: socket.path }, events } : undefined;
 }
 
 function defaultAdmin() {
@@ -474,7 +494,7 @@ export const variables = {
 function readOverrides(
   { environment = process.env, overrides = {} }: LoadContext,
   report: Report,
-): { readonly limits: SomeLimits; readonly admin: AdminConfig | undefined } {
+): { readonly limits: SomeLimits; readonly admin: Pick<AdminConfig, 'listenOn'> | undefined } {
   const limits: Record<string, number> = {};
   for (const [key, variable] of Object.entries(limitVariables) as [keyof Limits, string][]) {
     const shape = schema.someLimits.shape[key];
@@ -489,7 +509,7 @@ function readOverrides(
       if (parsed !== undefined) limits[key] = parsed;
     }
   }
-  let admin: AdminConfig | undefined;
+  let admin: Pick<AdminConfig, 'listenOn'> | undefined;
   for (const { name, value } of [
     { name: variables.admin, value: environment[variables.admin] || undefined },
     { name: flagOf(variables.admin), value: overrides.admin },

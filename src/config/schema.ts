@@ -6,6 +6,7 @@ import { duration } from '../core/duration.ts';
 import { providers as allProviders } from '../providers/index.ts';
 import type { ProviderKind } from '../providers/provider.ts';
 import { inputSchema, type JsonSchema } from './check.ts';
+import { auditEvents } from './config.ts';
 import { listenAddress } from './listen.ts';
 import { ignoredServiceKeys, isSecretlessService } from './secretless.ts';
 
@@ -96,8 +97,43 @@ export const admin = z.union([
       .boolean()
       .default(false)
       .describe('Says that the admin listener may be reached from other machines, which is else a warning.'),
+    quit: z
+      .boolean()
+      .default(false)
+      .describe('Whether `POST /quit` ends Postern as SIGTERM does; `postern stop` uses it.'),
+    hosts: z
+      .array(
+        z
+          .string()
+          .regex(
+            /^[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?$/,
+            'must be the name of a host, without a port',
+          ),
+      )
+      .max(64)
+      .default([])
+      .describe(
+        'Names by which the admin listener may be called. IP addresses, `localhost` and the host of `listenOn` always may; another name could be one that a web page has made lead here.',
+      ),
   }),
 ]);
+
+/** `audit:` of the file. */
+export const audit = z.strictObject({
+  file: z
+    .string()
+    .min(1)
+    .describe(
+      'Where the records go, one JSON object a line: a file (made with mode 0600, opened anew at each reload), `stdout`, `stderr`, or `unix:///path` of a socket that somebody reads.',
+    ),
+  events: z
+    .array(z.enum(auditEvents))
+    .min(1)
+    .default(['start', 'stop', 'reload', 'session', 'refused', 'lease'])
+    .describe(
+      'What is recorded: `session` at the end of each, `login` already when it is logged in, `request` for each request of HTTP services, `refused` for clients that were turned away, `lease` for renewals and revocations, `start`, `stop` and `reload`.',
+    ),
+});
 
 const file = z.string().min(1);
 
@@ -193,6 +229,9 @@ export const document = z.strictObject({
     .describe('How long credentials are kept, of every service that does not say it itself.'),
   stateFolder: stateFolder.nullish().describe(stateFolderMeaning),
   admin: admin.nullish().describe('The admin listener, or `off`.'),
+  audit: audit
+    .nullish()
+    .describe('Records of who used which credential, for which server. Without a word: none.'),
 });
 
 /** Names of services, providers and credentials: they appear in log lines, metrics and messages. */

@@ -11,7 +11,13 @@ export interface SourceReference {
 }
 
 /** Told about every question to a provider, for metrics. */
-export type ObserveFetch = (provider: string, outcome: 'ok' | PosternError['code'], seconds: number) => void;
+export type ObserveFetch = (
+  provider: string,
+  outcome: 'ok' | PosternError['code'],
+  seconds: number,
+  /** Why it failed. */
+  error?: string,
+) => void;
 
 /** A lease and the name of the provider that gave it. */
 export interface GivenLease {
@@ -97,19 +103,20 @@ async function ask(
   pointless: AbortSignal,
 ): Promise<Grant> {
   const started = performance.now();
-  const told = (outcome: 'ok' | PosternError['code']) => {
-    if (!pointless.aborted) observe(name, outcome, (performance.now() - started) / 1000);
+  const told = (failure: PosternError | undefined) => {
+    if (pointless.aborted) return;
+    observe(name, failure?.code ?? 'ok', (performance.now() - started) / 1000, failure?.message);
   };
   try {
     const grant = await provider(name).fetch(references, AbortSignal.any([signal, pointless]));
-    told('ok');
+    told(undefined);
     return grant;
   } catch (thrown) {
     const error =
       thrown instanceof PosternError
         ? thrown
         : new PosternError('PROVIDER_FAILED', `provider "${name}" failed unexpectedly`, { cause: thrown });
-    told(error.code);
+    told(error);
     throw error;
   }
 }

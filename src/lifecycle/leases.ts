@@ -6,11 +6,13 @@ import { Alarms, jittered, pause } from './alarms.ts';
 import type { GivenLease } from './answer.ts';
 import type { LeaseJournal } from './journal.ts';
 
-/** Told about every renewal and revocation, for metrics. */
+/** Told about every renewal and revocation, for metrics and the audit. */
 export type ObserveLease = (
   provider: string,
   operation: 'renew' | 'revoke',
   outcome: 'ok' | PosternError['code'],
+  /** The id of the lease. */
+  lease: string,
 ) => void;
 
 /** How long one renewal or revocation may take, in milliseconds. */
@@ -131,13 +133,13 @@ export class HeldLease {
     try {
       const end = await this.#lease.renew(AbortSignal.any([signal, patience]));
       if (signal.aborted) return;
-      this.#observe(this.provider, 'renew', 'ok');
+      this.#observe(this.provider, 'renew', 'ok', this.id);
       this.#failures = 0;
       this.#extend(end);
     } catch (thrown) {
       if (signal.aborted) return;
       const error = PosternError.from(thrown);
-      this.#observe(this.provider, 'renew', error.code);
+      this.#observe(this.provider, 'renew', error.code, this.id);
       this.#failures += 1;
       const forGood = error.code === 'PROVIDER_FAILED';
       this.#log.warn(
@@ -277,11 +279,11 @@ export class LeaseOffice {
       // What is closed out of turn fails like what is closed under way, and stays noted.
       if (signal.aborted) return late();
       await lease.revoke(signal);
-      this.#observe(lease.provider, 'revoke', 'ok');
+      this.#observe(lease.provider, 'revoke', 'ok', lease.id);
       return undefined;
     } catch (thrown) {
       const error = PosternError.from(thrown);
-      this.#observe(lease.provider, 'revoke', error.code);
+      this.#observe(lease.provider, 'revoke', error.code, lease.id);
       return error;
     } finally {
       this.#underWay -= 1;

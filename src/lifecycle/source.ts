@@ -32,7 +32,7 @@ export interface Policy {
 
 /** What a source tells the metrics. */
 export interface SourceObserver {
-  asked(provider: string, outcome: 'ok' | ErrorCode, seconds: number): void;
+  asked(provider: string, outcome: 'ok' | ErrorCode, seconds: number, error?: string): void;
   /** Where the credentials of a login came from. */
   lent(from: 'provider' | 'cache' | 'stale'): void;
   /** How a login ended that the upstream rejected at first, or that waited because another one was. */
@@ -168,7 +168,7 @@ export class CredentialSource implements Disposable {
     this.#asking = {
       references,
       provider,
-      observe: (name, outcome, seconds) => this.#observer.asked?.(name, outcome, seconds),
+      observe: (name, outcome, seconds, error) => this.#observer.asked?.(name, outcome, seconds, error),
       giveBack: (leases) =>
         this.#track(
           this.#office.take(leases).then(async (held) => {
