@@ -1,11 +1,18 @@
 import assert from 'node:assert/strict';
-import { describe, it } from 'node:test';
+import { afterEach, beforeEach, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { PosternError } from '../../src/core/errors.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { CredentialSource, type SourceOptions } from '../../src/lifecycle/source.ts';
+import { timeOfTurns } from '../support/clock.ts';
 import { until } from '../support/session.ts';
+
+let time: Disposable;
+beforeEach(() => {
+  time = timeOfTurns();
+});
+afterEach(() => time[Symbol.dispose]());
 
 const patient = new AbortController().signal;
 const unavailable = () => new PosternError('PROVIDER_UNAVAILABLE', 'provider "vault": Vault is sealed');
