@@ -4,6 +4,7 @@ import type { Logger } from 'pino';
 import type { HealthDetail } from './admin/health.ts';
 import type { LastError } from './admin/ledger.ts';
 import { Metrics } from './admin/metrics.ts';
+import type { OtlpExporter } from './admin/otlp.ts';
 import { observeProcess } from './admin/process-metrics.ts';
 import { AdminServer } from './admin/server.ts';
 import type { OperatedService, Operation } from './admin/status.ts';
@@ -71,6 +72,7 @@ export class Broker {
   /** Services that a reload replaced and that still have sessions. */
   readonly #retired = new Set<Service>();
   #admin: AdminServer | undefined;
+  #otlp: OtlpExporter | undefined;
   #adminConfigured: AdminConfig | undefined;
   /** Milliseconds since 1970. */
   #loadedAt = Date.now();
@@ -107,6 +109,7 @@ export class Broker {
       await broker.#apply(config);
       broker.#observations.metrics.configLoaded('first');
       broker.#state = 'serving';
+      await broker.#exportTelemetry();
       broker.#observations.note('start', {
         version: context.version,
         node: process.version,
@@ -203,7 +206,7 @@ export class Broker {
     this.#admin?.close();
     this.#stopSampling();
     this.#observations.note('stop', {});
-    await this.#observations.audit?.close();
+    await Promise.all([this.#observations.audit?.close(), this.#otlp?.close()]);
   }
 
   async #openAdmin(config: AdminConfig, listenOn: Address): Promise<void> {
@@ -225,6 +228,18 @@ export class Broker {
       quit: config.quit ? () => process.kill(process.pid, 'SIGTERM') : undefined,
     });
     this.#context.log.info({ address: formatAddress(this.#admin.address) }, 'health and metrics');
+  }
+
+  /** Where OpenTelemetry's usual variables ask for it; nobody else loads the code. */
+  async #exportTelemetry(): Promise<void> {
+    const { environment, log, version } = this.#context;
+    const endpoints = ['', '_METRICS', '_TRACES'].map((signal) => `OTEL_EXPORTER_OTLP${signal}_ENDPOINT`);
+    if (!endpoints.some((name) => environment[name])) return;
+    if (environment['OTEL_SDK_DISABLED']?.toLowerCase() === 'true') return;
+    const { OtlpExporter } = await import('./admin/otlp.ts');
+    const exporter = new OtlpExporter(environment, { log, version, metrics: this.#observations.metrics });
+    this.#otlp = exporter;
+    this.#observations.trace = (login) => exporter.trace(login);
   }
 
   async #openAudit(config: AuditConfig): Promise<AuditTrail> {

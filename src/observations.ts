@@ -1,9 +1,10 @@
 import { Ledger } from './admin/ledger.ts';
 import type { Metrics } from './admin/metrics.ts';
+import type { TracedLogin } from './admin/otlp.ts';
 import type { AuditFields, AuditTrail } from './audit.ts';
 import type { AuditEvent } from './config/config.ts';
 import type { ErrorCode } from './core/errors.ts';
-import type { LoginReport, Outcome, SessionReport } from './core/session.ts';
+import type { LoginReport, Outcome, SessionFacts, SessionReport } from './core/session.ts';
 
 /** A service as whoever watches it has to know it. */
 export interface ObservedService {
@@ -22,12 +23,6 @@ export interface ObservedCredential {
   readonly reference: string | undefined;
 }
 
-/** Takes the logins of sessions, for traces. */
-export interface LoginTrace {
-  loggedIn(service: ObservedService, login: LoginReport): void;
-  loginFailed(service: ObservedService, report: SessionReport): void;
-}
-
 /** Of these outcomes Postern itself has turned the client away. */
 const refusals: ReadonlySet<Outcome> = new Set<ErrorCode>(['LIMIT_REACHED', 'CLIENT_REFUSED', 'SHUTDOWN']);
 
@@ -37,7 +32,8 @@ export class Observations {
   readonly ledger = new Ledger();
   /** undefined: nobody asked for one. A reload may change it. */
   audit: AuditTrail | undefined;
-  trace: LoginTrace | undefined;
+  /** undefined: nobody collects traces. */
+  trace: ((login: TracedLogin) => void) | undefined;
 
   constructor(metrics: Metrics) {
     this.metrics = metrics;
@@ -47,7 +43,14 @@ export class Observations {
     const seconds = (login.loggedInAt - login.admittedAt) / 1000;
     this.metrics.loggedIn(service.name, seconds);
     this.ledger.loggedIn(service.name, seconds);
-    this.trace?.loggedIn(service, login);
+    this.trace?.({
+      ...tracedPart(service, login),
+      startedAt: login.admittedAt,
+      lentAt: login.lentAt,
+      endedAt: login.loggedInAt,
+      outcome: 'ok',
+      error: undefined,
+    });
     if (this.audit?.wants('login'))
       this.audit.record('login', {
         ...partOf(service, login),
@@ -62,8 +65,12 @@ export class Observations {
     this.metrics.sessionEnded(name, report, logsIn);
     this.ledger.sessionEnded(name, report, logsIn);
     const { outcome, admitted, loginSeconds } = report;
-    if (logsIn && admitted && loginSeconds === undefined && outcome !== 'ok')
-      this.trace?.loginFailed(service, report);
+    if (this.trace && logsIn && admitted && loginSeconds === undefined && outcome !== 'ok') {
+      const endedAt = performance.now();
+      const startedAt = endedAt - report.seconds * 1000;
+      const { error } = report;
+      this.trace({ ...tracedPart(service, report), startedAt, lentAt: undefined, endedAt, outcome, error });
+    }
     if (this.audit) this.#auditSession(this.audit, service, report);
   }
 
@@ -116,10 +123,14 @@ export class Observations {
   }
 }
 
+function tracedPart({ name, connector }: ObservedService, { id, client, facts }: SessionFacts) {
+  return { service: name, connector, session: id, client, facts };
+}
+
 /** What login and session have in common. `versions` is what the log calls `credential`. */
 function partOf(
   { name, connector, credentials }: ObservedService,
-  { id, client, facts }: LoginReport | SessionReport,
+  { id, client, facts }: SessionFacts,
 ): AuditFields {
   const { credential: versions, ...others } = facts;
   return {

@@ -28,7 +28,12 @@ describe('a configuration without problems', () => {
       drainTimeout: 30_000,
     });
     assert.deepEqual(service.credentials.get('username'), { provider: 'env', get: 'PGUSER' });
-    assert.deepEqual(config?.admin, { listenOn: { kind: 'tcp', host: '127.0.0.1', port: 9090 } });
+    assert.deepEqual(config?.admin, {
+      listenOn: { kind: 'tcp', host: '127.0.0.1', port: 9090 },
+      quit: false,
+      hosts: [],
+    });
+    assert.equal(config?.audit, undefined);
     assert.deepEqual([...(config?.providers.keys() ?? [])], ['env']);
   });
 
