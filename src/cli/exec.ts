@@ -11,6 +11,7 @@ import type { Config, ServiceConfig } from '../config/config.ts';
 import { loadConfig } from '../config/load.ts';
 import { formatProblem } from '../config/report.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
+import { describeFailure } from '../core/session.ts';
 import { durationOf } from './admin-client.ts';
 import { describeLogin } from './check.ts';
 import { childEnvironment, protocolOf, type Trust } from './child-environment.ts';
@@ -66,7 +67,7 @@ export async function exec(words: readonly string[], environment: NodeJS.Process
   } catch (thrown) {
     await broker?.stop(() => 0);
     if (thrown instanceof CannotStart) return thrown.code;
-    return explain(PosternError.from(thrown));
+    return explain(PosternError.from(thrown), log);
   } finally {
     folder.remove();
     child.forget();
@@ -175,7 +176,8 @@ class CannotStart extends Error {
 }
 
 /** Says why the command was not started. A store that cannot be asked is what `check --connect` calls a failure. */
-function explain(error: PosternError): number {
+function explain(error: PosternError, log: Logger): number {
+  if (error.code === 'INTERNAL') log.fatal(describeFailure(error), 'could not start');
   process.stderr.write(`postern: ${error.message}\n`);
   const asked = error.code === 'PROVIDER_FAILED' || error.code === 'PROVIDER_UNAVAILABLE';
   return asked ? exitCodes.checkFailed : exitCodeOf(error.code);

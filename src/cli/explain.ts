@@ -20,7 +20,11 @@ export const explainFlags = {
  * `postern explain [SERVICE]`: says what a connection to each service would use; `--url METHOD URL` what a request
  * would. Names only: nobody is asked, no value is read.
  */
-export async function explain(words: readonly string[], environment: NodeJS.ProcessEnv): Promise<number> {
+export async function explain(
+  words: readonly string[],
+  environment: NodeJS.ProcessEnv,
+  say: (text: string) => void = print,
+): Promise<number> {
   const { values, positionals } = parseWords(words, explainFlags);
   const options = optionsOf(values, environment);
   const asked = values.url ? requestOf(positionals) : undefined;
@@ -46,7 +50,7 @@ export async function explain(words: readonly string[], environment: NodeJS.Proc
   return exitCodes.clean;
 }
 
-function say(text: string): void {
+function print(text: string): void {
   process.stdout.write(`${text}\n`);
 }
 

@@ -124,7 +124,7 @@ export async function main(words: readonly string[]): Promise<number> {
     return await (command?.execute(isCommand ? rest : words) ?? exitCodes.usage);
   } catch (thrown) {
     if (thrown instanceof UsageError) {
-      process.stderr.write(`postern: ${thrown.message}\n\n${usage(isCommand ? first : undefined)}\n`);
+      process.stderr.write(`postern: ${thrown.message}\n\n${usage()}\n`);
       return exitCodes.usage;
     }
     const error = PosternError.from(thrown);

@@ -28,6 +28,7 @@ export const commonFlags = {
   'max-connections': { type: 'string' },
   'log-level': { type: 'string' },
   'log-format': { type: 'string' },
+  relay: { type: 'string' },
   connect: { type: 'boolean' },
 } as const;
 
@@ -43,6 +44,7 @@ export const flagHelp: readonly FlagHelp[] = [
   ['--idle-timeout TIME', 'how long a session may be silent: 0s, for ever'],
   ['--max-session-age TIME', 'how old a session may grow: 0s, any age'],
   ['--max-connections N', 'sessions of one service at once: 1000'],
+  ['--relay ENGINE', 'what moves the bytes after the login: auto, native or typescript; auto'],
   ['--log-level LEVEL', `${logLevels.join(', ')}; info`],
   ['--log-format FORMAT', `${logFormats.join(', ')}; json`],
 ];
@@ -122,6 +124,7 @@ export function optionsOf(
       overrides: {
         limits: Object.fromEntries(given),
         ...(values['admin-listen'] !== undefined && { admin: values['admin-listen'] }),
+        ...(values.relay !== undefined && { relay: values.relay }),
       },
     },
     logLevel: oneOf(
