@@ -42,7 +42,7 @@ before(async () => {
           connector: 'http',
           listenOn: 'tcp://127.0.0.1:18081',
           credentials: { key: canary.mysql },
-          config: { match: ['https://api.example/keys/*'], authenticate: { query: { key: '{{ key }}' } } },
+          config: { match: ['https://keys.example/*'], authenticate: { query: { key: '{{ key }}' } } },
         },
         first: {
           connector: 'http',
@@ -123,7 +123,7 @@ describe('postern explain', () => {
       [shared?.service, shared?.upstream, shared?.headers],
       ['first', 'https://api.example/things?x=1', ['authorization']],
     );
-    const [, other] = await askFor('DELETE', 'https://api.example/keys/7');
+    const [, other] = await askFor('DELETE', 'https://keys.example/7');
     assert.deepEqual([other?.service, other?.query], ['second', ['key']]);
   });
 
