@@ -42,6 +42,7 @@ export class Metrics {
   readonly registry = new Registry();
   readonly #relayedByEnded = new Map<string, { fromClient: number; fromUpstream: number }>();
   readonly #requestsOfEnded = new Map<string, RequestCounters[]>();
+  readonly #relayEngine: Gauge<'engine'>;
   readonly #sessions: Counter<'service' | 'outcome'>;
   readonly #sessionDuration: Histogram<'service'>;
   readonly #loginOutcomes: Counter<'service' | 'outcome'>;
@@ -71,6 +72,11 @@ export class Metrics {
         labels: ['version', 'node'],
       })
       .set({ version, node: process.version }, 1);
+    this.#relayEngine = registry.gauge({
+      name: 'postern_relay_engine',
+      help: 'Always 1; the label says what relays plain connections.',
+      labels: ['engine'],
+    });
     registry.lookup(
       'gauge',
       { name: 'postern_ready', help: 'Whether Postern takes new sessions: 1 or 0.' },
@@ -232,6 +238,10 @@ export class Metrics {
 
   leaseOperation(provider: string, operation: 'renew' | 'revoke', outcome: Outcome): void {
     this.#leaseOperations.inc({ provider, operation, outcome });
+  }
+
+  relayEngine(engine: 'native' | 'typescript'): void {
+    this.#relayEngine.set({ engine }, 1);
   }
 
   acceptFailed(service: string): void {

@@ -51,7 +51,7 @@ svg .area { fill: var(--accent-soft); }
 svg .first { fill: none; stroke: var(--accent); stroke-width: 1.75; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 svg .second { fill: none; stroke: var(--faint); stroke-width: 1; stroke-dasharray: 3 3; vector-effect: non-scaling-stroke; }
 .scale { display: flex; justify-content: space-between; color: var(--faint); font-size: 0.6875rem; }
-table { width: 100%; border-collapse: collapse; background: var(--raised); border: 1px solid var(--line); border-radius: 0.5rem; border-spacing: 0; }
+table { width: 100%; border-collapse: separate; background: var(--raised); border: 1px solid var(--line); border-radius: 0.5rem; border-spacing: 0; }
 thead th { color: var(--faint); font-size: 0.75rem; font-weight: 500; }
 th, td { padding: 0.5rem 0.875rem; text-align: left; vertical-align: top; border-top: 1px solid var(--line); font-weight: 400; overflow-wrap: anywhere; }
 thead th { border-top: 0; white-space: nowrap; }
@@ -76,7 +76,7 @@ footer p { margin: 0; }
   td, td.number { display: flex; justify-content: space-between; gap: 1rem; text-align: right; white-space: normal; }
   td::before { content: attr(data-label); color: var(--faint); text-align: left; flex: none; }
   td small { display: inline; margin-left: 0.5rem; }
-  td > :not(small) { min-width: 0; }
+  td > div { min-width: 0; }
 }
 `;
 
@@ -85,6 +85,8 @@ export const script = `
 'use strict';
 const INTERVAL = 2000;
 const KEPT = 150;
+/** Of the first minute the whole width is for. */
+const SHOWN = 30;
 const seen = [];
 const shapes = 'http://www.w3.org/2000/svg';
 
@@ -115,9 +117,10 @@ function sampleOf(status) {
 }
 
 function rates(field) {
-  return seen.map((sample, i) => {
-    const before = seen[i - 1];
-    if (!before || sample.at <= before.at) return 0;
+  // There is no rate before the second look: the first one has that of the second.
+  return seen.map((_, i) => {
+    const [before, sample] = [seen[Math.max(i, 1) - 1], seen[Math.max(i, 1)]];
+    if (!sample || sample.at <= before.at) return 0;
     return Math.max(0, ((sample[field] - before[field]) * 1000) / (sample.at - before.at));
   });
 }
@@ -132,7 +135,8 @@ function topOf(values) {
 
 function chart(title, unit, first, second, legend) {
   const top = topOf([...first, ...(second ?? [])]);
-  const x = (i) => (300 * (KEPT - first.length + i)) / (KEPT - 1);
+  const shown = Math.max(SHOWN, first.length);
+  const x = (i) => (300 * (shown - first.length + i)) / (shown - 1);
   const y = (value) => 78 - (74 * value) / top;
   const line = (values) => values.map((value, i) => x(i).toFixed(1) + ',' + y(value).toFixed(1)).join(' ');
   const rounded = (value) => (value >= 10 || Number.isInteger(value) ? Math.round(value) : value.toFixed(1)) + unit;
@@ -150,7 +154,7 @@ function chart(title, unit, first, second, legend) {
     {},
     element('figcaption', {}, element('span', {}, title + (legend ?? '')), element('b', {}, last)),
     drawing,
-    element('div', { class: 'scale', 'aria-hidden': 'true' }, element('span', {}, '5 min ago'), element('span', {}, 'scale to ' + rounded(top)), element('span', {}, 'now')),
+    element('div', { class: 'scale', 'aria-hidden': 'true' }, element('span', {}, Math.round((shown * INTERVAL) / 60000) + ' min ago'), element('span', {}, 'scale to ' + rounded(top)), element('span', {}, 'now')),
   );
 }
 
@@ -181,12 +185,11 @@ async function look() {
     draw();
     // Whoever has marked something to copy it keeps it.
     if (getSelection()?.isCollapsed !== false) {
-      const fresh = new DOMParser().parseFromString(await (await load('.')).text(), 'text/html');
-      for (const id of ['state', 'about', 'summary', 'services', 'providers', 'leases', 'errors']) {
-        const now = fresh.getElementById(id);
-        if (now) document.getElementById(id)?.replaceWith(document.adoptNode(now));
-      }
-      document.title = fresh.title;
+      const fresh = document.createElement('template');
+      fresh.innerHTML = await (await load('.?parts')).text();
+      for (const id of ['state', 'about', 'summary', 'services', 'providers', 'leases', 'errors'])
+        document.getElementById(id)?.replaceWith(...fresh.content.querySelectorAll('#' + id));
+      document.title = 'Postern ' + status.state;
     }
     silence.hidden = true;
   } catch {

@@ -43,12 +43,7 @@ export function statusPage(status: Status): { readonly html: string; readonly po
 <header>${heading(status)}</header>
 <main>
 <p id="silence" role="status" hidden></p>
-<section id="summary" aria-label="Summary">${summary(status)}</section>
-<section id="charts" aria-label="The last five minutes" hidden></section>
-<section id="services" aria-labelledby="services-title">${services(status.services)}</section>
-<section id="providers" aria-labelledby="providers-title">${providers(status.providers)}</section>
-<section id="leases" aria-labelledby="leases-title">${leases(status.services)}</section>
-<section id="errors" aria-labelledby="errors-title">${errors(status)}</section>
+${sections(status)}
 </main>
 <footer><p>Names and numbers only, no secret. The same for programs: <a href="status">/status</a>, <a href="metrics">/metrics</a>, <a href="readyz?verbose">/readyz?verbose</a></p></footer>
 <script nonce="${nonce}">${new Markup(script)}</script>
@@ -68,6 +63,20 @@ export function statusPage(status: Status): { readonly html: string; readonly po
   return { html: page.text, policy };
 }
 
+/** What changes on the page, for its script: without style and script, which its policy would not let in again. */
+export function statusParts(status: Status): string {
+  return html`${heading(status)}${sections(status)}`.text;
+}
+
+function sections(status: Status): Markup {
+  return html`<section id="summary" aria-label="Summary">${summary(status)}</section>
+<section id="charts" aria-label="The last five minutes" hidden></section>
+<section id="services" aria-labelledby="services-title">${services(status.services)}</section>
+<section id="providers" aria-labelledby="providers-title">${providers(status.providers)}</section>
+<section id="leases" aria-labelledby="leases-title">${leases(status.services)}</section>
+<section id="errors" aria-labelledby="errors-title">${errors(status)}</section>`;
+}
+
 function heading({ version, node, state, uptimeSeconds, pid }: Status): Markup {
   const words = { serving: 'Serving', starting: 'Starting', draining: 'Draining' };
   return html`<h1>Postern</h1>
@@ -84,7 +93,7 @@ function summary({ services, providers, process: used }: Status): Markup {
   return html`<dl>
 ${figure('Sessions', count(sum(({ sessions }) => sessions.active)), `of ${count(sum(({ sessions }) => sessions.limit))} places`)}
 ${figure('Logins', count(sum(({ logins }) => logins?.ok ?? 0)), `${count(sum(({ logins }) => logins?.failed ?? 0))} failed`, failed > 0)}
-${figure('Providers', count(providers.length - down), down > 0 ? `${down} down` : 'none is down', down > 0)}
+${figure('Providers', count(providers.length), down > 0 ? `${down} down` : 'none is down', down > 0)}
 ${figure('Leases', count(all), 'held now')}
 ${figure('Relayed', bytes(sum(({ bytes: { fromClient, fromUpstream } }) => fromClient + fromUpstream)), 'both ways')}
 ${figure('Memory', bytes(used.residentBytes), used.descriptors === null ? '' : `${count(used.descriptors)} descriptors`)}
@@ -115,7 +124,7 @@ function table(
       html`<tr role="row">${cells.map((cell, i) =>
         i === 0
           ? html`<th role="rowheader" scope="row">${cell}</th>`
-          : html`<td role="cell" data-label="${columns[i]?.name}" class="${columns[i]?.numeric ? 'number' : ''}">${cell}</td>`,
+          : html`<td role="cell" data-label="${columns[i]?.name}" class="${columns[i]?.numeric ? 'number' : ''}"><div>${cell}</div></td>`,
       )}</tr>\n`,
   )}</tbody></table>`;
 }

@@ -136,7 +136,13 @@ async function answer(request: IncomingMessage, options: AdminOptions): Promise<
       return json(200, `${JSON.stringify(statusOf(options.operation))}\n`);
     case '/': {
       // Only who looks at the page loads it.
-      const { statusPage } = await import('./page.ts');
+      const { statusPage, statusParts } = await import('./page.ts');
+      if (query === 'parts')
+        return {
+          status: 200,
+          type: 'text/html; charset=utf-8',
+          body: statusParts(statusOf(options.operation)),
+        };
       const { html, policy } = statusPage(statusOf(options.operation));
       return {
         status: 200,
@@ -180,6 +186,7 @@ function send(response: ServerResponse, { status, type, body, headers, afterward
     'cache-control': 'no-store',
     'x-content-type-options': 'nosniff',
     'cross-origin-resource-policy': 'same-origin',
+    'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
     ...headers,
   });
   // Also when whoever asked does not wait for the answer.
