@@ -44,10 +44,10 @@ async function freePort(): Promise<number> {
 }
 
 describe('the image', () => {
-  it('is run by Node.js itself, as a user that is a number and not root', async () => {
+  it('is run without a shell, as a user that is a number and not root', async () => {
     const config = await inspect();
     assert.match(config.User, /^[1-9]\d*:[1-9]\d*$/);
-    assert.deepEqual(config.Entrypoint, ['node', '--use-system-ca', '/app/dist/main.js']);
+    assert.deepEqual(config.Entrypoint, ['/usr/local/bin/postern']);
     assert.equal(config.StopSignal, 'SIGTERM');
     assert.equal(config.Labels['org.opencontainers.image.title'], 'Postern');
   });
@@ -59,9 +59,17 @@ describe('the image', () => {
     const { stdout } = await capture('sh', ['-c', `docker export ${name} | tar -t`]);
     const files = stdout.split('\n');
     assert.ok(files.includes('app/dist/main.js'));
+    assert.ok(files.some((file) => /^app\/native\/postern-native\..*\.node$/.test(file)));
     assert.deepEqual(
-      files.filter((file) => /^app\/(?!dist\/|node_modules\/|package\.json$|$)/.test(file)),
+      files.filter((file) =>
+        /^app\/(?!dist\/|node_modules\/|native\/|(package|sbom\.cdx)\.json$|$)/.test(file),
+      ),
       [],
+    );
+    const programs = /^(usr\/)?(local\/)?s?bin\/(.+)$/;
+    assert.deepEqual(
+      new Set(files.flatMap((file) => programs.exec(file)?.[3] ?? [])),
+      new Set(['node', 'postern']),
     );
     const tools = ['typescript', '@biomejs', 'oxlint', 'pg', 'testcontainers', 'fast-check', 'node'];
     for (const tool of tools) assert.ok(!files.includes(`app/node_modules/${tool}/`), tool);
@@ -80,7 +88,48 @@ describe('the image', () => {
     assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
   });
 
-  it('takes psql to PostgreSQL with a password from Vault, and ends in order', async () => {
+  it('lists what it is made of: packages, crates, Node.js and its libraries', async () => {
+    const name = `postern-list-${process.pid}`;
+    await run('docker', ['create', '--name', name, image]);
+    after(() => run('docker', ['rm', '--force', name]));
+    const { stdout } = await capture('sh', ['-c', `docker cp ${name}:/app/sbom.cdx.json - | tar -xO`]);
+    const list = JSON.parse(stdout) as {
+      readonly bomFormat: string;
+      readonly components: readonly { readonly name: string; readonly version: string }[];
+    };
+    assert.equal(list.bomFormat, 'CycloneDX');
+    const versions = new Map(list.components.map((each) => [each.name, each.version]));
+    for (const part of ['pino', 'napi', 'node', 'openssl', 'v8'])
+      assert.match(versions.get(part) ?? '', /^\d+\./, part);
+    assert.ok(!versions.has('typescript'));
+  });
+
+  it('obeys no variable that would have Node.js or the loader do something else', async () => {
+    const variables = {
+      NODE_OPTIONS: '--inspect=0.0.0.0:9229 --require /etc/postern/evil.js',
+      NODE_TLS_REJECT_UNAUTHORIZED: '0',
+      LD_PRELOAD: '/etc/postern/evil.so',
+      OPENSSL_CONF: '/etc/postern/evil.cnf',
+    };
+    const given = Object.entries(variables).map(([name, value]) => `--env=${name}=${value}`);
+    const { code, stdout, stderr } = await capture('docker', [
+      'run',
+      '--rm',
+      '--network=none',
+      ...confined,
+      ...given,
+      image,
+      'version',
+    ]);
+    assert.equal(code, 0);
+    assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
+    assert.deepEqual(
+      new Set(stderr.trim().split('\n')),
+      new Set(Object.keys(variables).map((name) => `postern: ${name} is not obeyed in the image`)),
+    );
+  });
+
+  it('takes psql to PostgreSQL with a password from Vault, and ends in order', async (t) => {
     const [postgres, bao] = [await server('postgres18'), await server('openbao')];
     assert.ok(postgres.ca);
     const folder = await mkdtemp(join(tmpdir(), 'postern-image-'));
@@ -137,11 +186,13 @@ admin: { listenOn: "tcp://127.0.0.1:${adminPort}" }
     const ended = new Promise<number | null>((resolve) => program.once('close', resolve));
     after(() => capture('docker', ['rm', '--force', name]));
 
+    const started = performance.now();
     const deadline = Date.now() + 30_000;
     while (!output.includes('"ready"')) {
       assert.ok(Date.now() < deadline && program.exitCode === null, `not ready:\n${output}`);
-      await new Promise((resolve) => setTimeout(resolve, 100));
+      await new Promise((resolve) => setTimeout(resolve, 10));
     }
+    t.diagnostic(`ready ${Math.round(performance.now() - started)} ms after docker run`);
     const ready = await fetch(`http://127.0.0.1:${adminPort}/readyz?verbose`);
     assert.equal(ready.status, 200, await ready.text());
 
@@ -149,6 +200,34 @@ admin: { listenOn: "tcp://127.0.0.1:${adminPort}" }
     const answer = await psql([target, '-Atc', 'SELECT current_user, count(*) FROM notes']);
     assert.equal(answer.stderr, '');
     assert.equal(answer.stdout, 'scram_user|100\n');
+
+    // A process of the same user in the same container: reads neither memory nor environment, and nothing dumps core.
+    const spy = `const { readFileSync: read } = require('fs'); const tries = {};
+for (const name of ['environ', 'mem', 'maps']) try { read('/proc/1/' + name); tries[name] = 'read'; } catch (e) { tries[name] = e.code; }
+const core = /^Max core file size +(\\d+) +(\\d+)/m.exec(read('/proc/1/limits', 'utf8')).slice(1).map(Number);
+const heap = /--max-old-space-size-percentage=50/.test(read('/proc/1/cmdline', 'latin1'));
+console.log(JSON.stringify({ tries, core, heap }));`;
+    const seen = JSON.parse((await run('docker', ['exec', name, 'node', '-e', spy])).stdout) as {
+      readonly tries: Readonly<Record<string, string>>;
+      readonly core: readonly number[];
+      readonly heap: boolean;
+    };
+    assert.deepEqual(seen.tries, { environ: 'EACCES', mem: 'EACCES', maps: 'EACCES' });
+    assert.ok(
+      seen.core.every((bytes) => bytes <= 1),
+      String(seen.core),
+    );
+    assert.equal(seen.heap, true);
+    // The program's own wait, as in a hook.
+    const waited = await capture('docker', [
+      'exec',
+      name,
+      'postern',
+      'wait',
+      '--admin-listen',
+      `tcp://127.0.0.1:${adminPort}`,
+    ]);
+    assert.equal(waited.code, 0, waited.stderr);
 
     await run('docker', ['stop', '--time=10', name]);
     assert.equal(await ended, 0, output);

@@ -2,7 +2,7 @@
 # Builds the image and puts it to work: read-only root file system, no rights, a user that is nobody, a real Vault
 # (OpenBao) and a real PostgreSQL, and psql through it. Says so and does nothing where no Docker engine answers.
 #   sh test/image/run.sh
-#   BASE=... RUNTIME_BASE=... sh test/image/run.sh      other base images, see Dockerfile
+#   BASE=... RUST_BASE=... RUNTIME_BASE=... sh test/image/run.sh      other base images, see Dockerfile
 set -eu
 cd "$(dirname "$0")/../.."
 if ! docker version >/dev/null 2>&1; then
@@ -13,6 +13,7 @@ image=${IMAGE:-postern:test}
 set -- --network host --tag "$image"
 [ -z "${BASE:-}" ] || set -- "$@" --build-arg "BASE=$BASE"
 [ -z "${RUNTIME_BASE:-}" ] || set -- "$@" --build-arg "RUNTIME_BASE=$RUNTIME_BASE"
+[ -z "${RUST_BASE:-}" ] || set -- "$@" --build-arg "RUST_BASE=$RUST_BASE"
 [ -z "${NPM_CONFIG_REGISTRY:-}" ] || set -- "$@" --build-arg "NPM_CONFIG_REGISTRY=$NPM_CONFIG_REGISTRY"
 docker build "$@" .
 IMAGE=$image exec sh scripts/with-node.sh test/run.ts test/image/image.ts

@@ -6,16 +6,23 @@ const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta
 
 describe('the Dockerfile', () => {
   const dockerfile = read('Dockerfile');
-  const entrypoint = /^ENTRYPOINT (\[.*\])$/m.exec(dockerfile)?.[1] ?? '[]';
 
-  it('starts Node.js with the flags of bin/postern', () => {
+  it('starts Node.js with the flags of bin/postern, by a program that is compiled for it', () => {
     const flags = /^exec "\$node" (.*) "\$main" "\$@"$/m.exec(read('bin/postern'))?.[1]?.split(' ') ?? [];
     assert.ok(flags.length > 0);
-    assert.deepEqual(JSON.parse(entrypoint), ['node', ...flags, '/app/dist/main.js']);
+    const launcher = read('native/launcher/launcher.rs');
+    const constant = (name: string) => new RegExp(`^const ${name}: .* = (.*);$`, 'm').exec(launcher)?.[1];
+    assert.deepEqual(JSON.parse(constant('FLAGS')?.replace('&', '') ?? 'null'), flags);
+    assert.equal(constant('MAIN'), '"/app/dist/main.js"');
+    assert.match(dockerfile, /^ENTRYPOINT \["\/usr\/local\/bin\/postern"\]$/m);
+    assert.match(dockerfile, /^COPY --from=compiled .* \/usr\/local\/bin\/postern$/m);
+    assert.equal(constant('NODE'), '"/usr/local/bin/node"');
+    assert.match(dockerfile, /^COPY --from=build .* \/usr\/local\/bin\/node$/m);
   });
 
   it('names its base images by arguments, and its user by a number', () => {
     assert.match(dockerfile, /^ARG BASE=\S+$/m);
+    assert.match(dockerfile, /^ARG RUST_BASE=\S+$/m);
     assert.match(dockerfile, /^ARG RUNTIME_BASE=\S+$/m);
     assert.match(dockerfile, /^USER [1-9]\d*:[1-9]\d*$/m);
   });
