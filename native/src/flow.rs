@@ -225,3 +225,293 @@ impl Flow {
 fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    /// A connection that does what its script says: what can be read, in pieces, and how much it takes.
+    #[derive(Default)]
+    struct Scripted {
+        to_read: RefCell<VecDeque<Piece>>,
+        takes: Cell<usize>,
+        send_error: Cell<i32>,
+        sent: RefCell<Vec<u8>>,
+        finished: Cell<u32>,
+    }
+
+    enum Piece {
+        Bytes(Vec<u8>),
+        End,
+        Error(i32),
+    }
+
+    impl Wire for Scripted {
+        fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+            let mut to_read = self.to_read.borrow_mut();
+            match to_read.front_mut() {
+                None => Err(ErrorKind::WouldBlock.into()),
+                Some(Piece::End) => Ok(0),
+                Some(Piece::Error(errno)) => {
+                    let error = io::Error::from_raw_os_error(*errno);
+                    // As the kernel does it: told once, and then there is an end.
+                    to_read[0] = Piece::End;
+                    Err(error)
+                }
+                Some(Piece::Bytes(bytes)) => {
+                    let count = bytes.len().min(buffer.len());
+                    buffer[..count].copy_from_slice(&bytes[..count]);
+                    bytes.drain(..count);
+                    if bytes.is_empty() {
+                        to_read.pop_front();
+                    }
+                    Ok(count)
+                }
+            }
+        }
+
+        fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+            assert_eq!(self.finished.get(), 0, "sent behind its own end");
+            if self.send_error.get() != 0 {
+                return Err(io::Error::from_raw_os_error(self.send_error.get()));
+            }
+            let count = bytes.len().min(self.takes.get());
+            if count == 0 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            self.takes.set(self.takes.get() - count);
+            self.sent.borrow_mut().extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn finish(&self) {
+            self.finished.set(self.finished.get() + 1);
+        }
+    }
+
+    #[derive(Default)]
+    struct Both([Scripted; 2], [Cell<usize>; 2]);
+
+    impl Both {
+        fn new() -> Self {
+            let both = Self::default();
+            for wire in &both.0 {
+                wire.takes.set(usize::MAX);
+            }
+            both
+        }
+
+        fn can_read(&self, side: Side, piece: Piece) -> &Self {
+            self.wire(side).to_read.borrow_mut().push_back(piece);
+            self
+        }
+
+        fn sent_to(&self, side: Side) -> Vec<u8> {
+            self.wire(side).sent.borrow().clone()
+        }
+    }
+
+    impl Ends for Both {
+        type Wire = Scripted;
+
+        fn wire(&self, side: Side) -> &Scripted {
+            &self.0[side as usize]
+        }
+
+        fn count(&self, from: Side, bytes: usize) {
+            self.1[from as usize].set(self.1[from as usize].get() + bytes);
+        }
+    }
+
+    use Piece::{Bytes, End, Error};
+    use Side::{Client, Upstream};
+
+    fn advance(flow: &mut Flow, both: &Both, from: Side, until: Until) -> Step {
+        flow.advance(both, from, &mut [0; 16], until)
+    }
+
+    #[test]
+    fn keeps_what_is_not_taken_and_reads_no_more_until_it_is() {
+        let both = Both::new();
+        let mut flow = Flow::new(Vec::new(), Vec::new());
+        both.wire(Upstream).takes.set(5);
+        both.can_read(Client, Bytes(vec![7; 40]));
+        assert_eq!(advance(&mut flow, &both, Client, Until::ShortRead), Step::Waits);
+        assert!(flow.has_backlog(Client));
+        assert_eq!(both.1[Client as usize].get(), 16);
+        both.wire(Upstream).takes.set(usize::MAX);
+        assert_eq!(advance(&mut flow, &both, Client, Until::Nothing), Step::Waits);
+        assert_eq!(both.sent_to(Upstream), vec![7; 40]);
+        assert!(!flow.has_backlog(Client));
+    }
+
+    #[test]
+    fn sends_what_was_read_before_first_and_the_end_last() {
+        let both = Both::new();
+        let mut flow = Flow::new(b"early ".to_vec(), Vec::new());
+        both.can_read(Client, Bytes(b"late".to_vec()))
+            .can_read(Client, End);
+        assert_eq!(advance(&mut flow, &both, Client, Until::Nothing), Step::Waits);
+        assert_eq!(both.sent_to(Upstream), b"early late");
+        assert_eq!(both.wire(Upstream).finished.get(), 1);
+        assert!(flow.has_half_ended(Client));
+        both.can_read(Upstream, End);
+        assert_eq!(advance(&mut flow, &both, Upstream, Until::Nothing), Step::Over);
+        assert_eq!(flow.broke(), None);
+    }
+
+    #[test]
+    fn holds_an_end_back_behind_a_backlog() {
+        let both = Both::new();
+        let mut flow = Flow::new(Vec::new(), Vec::new());
+        both.wire(Client).takes.set(3);
+        both.can_read(Upstream, Bytes(b"result".to_vec()))
+            .can_read(Upstream, End);
+        assert_eq!(advance(&mut flow, &both, Upstream, Until::Nothing), Step::Waits);
+        assert_eq!(both.wire(Client).finished.get(), 0);
+        both.wire(Client).takes.set(usize::MAX);
+        assert_eq!(advance(&mut flow, &both, Upstream, Until::Nothing), Step::Waits);
+        assert_eq!(
+            (both.sent_to(Client), both.wire(Client).finished.get()),
+            (b"result".to_vec(), 1)
+        );
+    }
+
+    #[test]
+    fn reads_the_last_words_of_an_upstream_found_broken_by_sending_to_it() {
+        let both = Both::new();
+        let mut flow = Flow::new(Vec::new(), Vec::new());
+        both.wire(Upstream).send_error.set(libc::EPIPE);
+        both.can_read(Client, Bytes(b"COMMIT".to_vec()));
+        both.can_read(Upstream, Bytes(b"FATAL: this is why".to_vec()))
+            .can_read(Upstream, End);
+        assert_eq!(advance(&mut flow, &both, Client, Until::ShortRead), Step::Waits);
+        assert_eq!(both.sent_to(Client), b"FATAL: this is why");
+        assert_eq!(both.wire(Client).finished.get(), 1);
+        assert_eq!(
+            flow.broke(),
+            Some(Break {
+                side: Upstream,
+                errno: libc::EPIPE
+            })
+        );
+        assert!(flow.says_farewell());
+        // The client goes on for a while: it is read, and nobody is told.
+        both.can_read(Client, Bytes(vec![1; 100])).can_read(Client, End);
+        assert_eq!(advance(&mut flow, &both, Client, Until::Nothing), Step::Over);
+        assert!(both.sent_to(Upstream).is_empty());
+        assert_eq!(both.wire(Upstream).finished.get(), 0);
+    }
+
+    #[test]
+    fn does_not_call_a_reset_behind_a_goodbye_broken() {
+        let both = Both::new();
+        let mut flow = Flow::new(Vec::new(), Vec::new());
+        both.can_read(Client, End)
+            .can_read(Upstream, Error(libc::ECONNRESET));
+        assert_eq!(advance(&mut flow, &both, Client, Until::Nothing), Step::Waits);
+        assert_eq!(advance(&mut flow, &both, Upstream, Until::Nothing), Step::Over);
+        assert_eq!((flow.broke(), both.wire(Client).finished.get()), (None, 1));
+    }
+
+    #[test]
+    fn is_over_at_once_when_the_client_breaks_off() {
+        for by_sending in [false, true] {
+            let both = Both::new();
+            let mut flow = Flow::new(Vec::new(), Vec::new());
+            let from = if by_sending {
+                both.wire(Client).send_error.set(libc::ECONNRESET);
+                both.can_read(Upstream, Bytes(vec![1]));
+                Upstream
+            } else {
+                both.can_read(Client, Error(libc::ECONNRESET));
+                Client
+            };
+            assert_eq!(advance(&mut flow, &both, from, Until::ShortRead), Step::Over);
+            assert_eq!(
+                flow.broke(),
+                Some(Break {
+                    side: Client,
+                    errno: libc::ECONNRESET
+                })
+            );
+            assert_eq!(
+                both.wire(Upstream).finished.get(),
+                0,
+                "a reset must not come behind an end in order"
+            );
+        }
+    }
+
+    #[test]
+    fn lets_others_have_their_turn() {
+        let both = Both::new();
+        let mut flow = Flow::new(Vec::new(), Vec::new());
+        both.can_read(Client, Bytes(vec![1; 16 * (ROUNDS + 1)]));
+        assert_eq!(advance(&mut flow, &both, Client, Until::ShortRead), Step::HasMore);
+        assert_eq!(advance(&mut flow, &both, Client, Until::Nothing), Step::Waits);
+        assert_eq!(both.sent_to(Upstream).len(), 16 * (ROUNDS + 1));
+    }
+
+    /// A small generator of its own (xorshift), so that a failure can be repeated by its seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % limit
+        }
+    }
+
+    #[test]
+    fn carries_all_bytes_in_their_order_whatever_is_ready_when() {
+        for seed in 1..=2_000_u64 {
+            let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let both = Both::new();
+            let mut flow = Flow::new(Vec::new(), Vec::new());
+            let mut written = [Vec::new(), Vec::new()];
+            let mut ended = [false, false];
+            for wire in &both.0 {
+                wire.takes.set(0);
+            }
+            let mut over = false;
+            for turn in 0..400 {
+                let side = if dice.below(2) == 0 { Client } else { Upstream };
+                let last = turn > 300;
+                match dice.below(4) {
+                    0 if !ended[side as usize] && !last => {
+                        let bytes: Vec<u8> = (0..dice.below(60) + 1).map(|_| dice.below(256) as u8).collect();
+                        written[side as usize].extend_from_slice(&bytes);
+                        both.can_read(side, Bytes(bytes));
+                    }
+                    1 if !ended[side as usize] && (last || dice.below(20) == 0) => {
+                        ended[side as usize] = true;
+                        both.can_read(side, End);
+                    }
+                    _ => both
+                        .wire(side)
+                        .takes
+                        .set(if last { usize::MAX } else { dice.below(30) as usize }),
+                }
+                for from in [Client, Upstream] {
+                    over = advance(&mut flow, &both, from, Until::Nothing) == Step::Over;
+                }
+                if over {
+                    break;
+                }
+            }
+            assert!(over, "seed {seed}");
+            for from in [Client, Upstream] {
+                assert_eq!(both.sent_to(from.other()), written[from as usize], "seed {seed}");
+                assert_eq!(both.1[from as usize].get(), written[from as usize].len());
+                assert_eq!(both.wire(from.other()).finished.get(), 1);
+            }
+        }
+    }
+}

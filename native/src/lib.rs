@@ -13,7 +13,7 @@ mod relays;
 mod session;
 
 #[cfg(target_os = "linux")]
-mod engine;
+pub mod engine;
 
 use std::io;
 

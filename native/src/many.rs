@@ -164,7 +164,7 @@ impl Worker {
                 Command::Close(session) => {
                     let slot = session.slot.load(Relaxed);
                     let is_here = |relayed: &Relayed| Arc::ptr_eq(&relayed.session, &session);
-                    if self.relayed(slot).is_some_and(|relayed| is_here(relayed)) {
+                    if self.relayed(slot).is_some_and(is_here) {
                         self.end(slot);
                     }
                 }

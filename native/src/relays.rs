@@ -208,3 +208,178 @@ pub fn self_test() -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    struct Outer {
+        client: UnixStream,
+        upstream: UnixStream,
+        id: u64,
+    }
+
+    fn open(relays: &mut Relays) -> Outer {
+        let (client, near) = UnixStream::pair().unwrap();
+        let (far, upstream) = UnixStream::pair().unwrap();
+        for socket in [&near, &far] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        for socket in [&client, &upstream] {
+            socket.set_read_timeout(Some(LONG)).unwrap();
+        }
+        let id = relays
+            .relay(near.as_raw_fd(), far.as_raw_fd(), Vec::new(), Vec::new())
+            .unwrap();
+        Outer { client, upstream, id }
+    }
+
+    fn started(dedicated: usize) -> (Relays, mpsc::Receiver<()>) {
+        let (ring, rung) = mpsc::channel();
+        (
+            Relays::new(dedicated, Box::new(move || _ = ring.send(()))).unwrap(),
+            rung,
+        )
+    }
+
+    fn ends(relays: &mut Relays, rung: &mpsc::Receiver<()>, count: usize) -> Vec<Report> {
+        let mut ended = Vec::new();
+        while ended.len() < count {
+            rung.recv_timeout(LONG).expect("the bell");
+            ended.extend(
+                relays
+                    .take()
+                    .into_iter()
+                    .filter(|report| matches!(report.what, What::Ended { .. })),
+            );
+        }
+        ended
+    }
+
+    fn ended(relays: &mut Relays) -> usize {
+        relays
+            .take()
+            .iter()
+            .filter(|report| matches!(report.what, What::Ended { .. }))
+            .count()
+    }
+
+    #[test]
+    fn tests_itself() {
+        self_test().unwrap();
+    }
+
+    #[test]
+    fn carries_much_both_ways_at_once_and_ends_in_order() {
+        for dedicated in [0, 1] {
+            let (mut relays, rung) = started(dedicated);
+            let Outer { client, upstream, id } = open(&mut relays);
+            const TOTAL: usize = 3_000_000;
+            let write = |mut to: UnixStream| {
+                thread::spawn(move || {
+                    let bytes: Vec<u8> = (0..TOTAL).map(|at| (at % 251) as u8).collect();
+                    for chunk in bytes.chunks(10_007) {
+                        to.write_all(chunk).unwrap();
+                    }
+                    to.shutdown(Shutdown::Write).unwrap();
+                })
+            };
+            let read = |mut from: UnixStream| {
+                thread::spawn(move || {
+                    let mut heard = Vec::new();
+                    from.read_to_end(&mut heard).unwrap();
+                    assert_eq!(heard.len(), TOTAL);
+                    assert!(
+                        heard
+                            .iter()
+                            .enumerate()
+                            .all(|(at, &byte)| byte == (at % 251) as u8)
+                    );
+                })
+            };
+            let work = [
+                write(client.try_clone().unwrap()),
+                write(upstream.try_clone().unwrap()),
+                read(client),
+                read(upstream),
+            ];
+            for thread in work {
+                thread.join().unwrap();
+            }
+            let what = What::Ended {
+                broke: None,
+                closed_by_us: false,
+                bytes: [TOTAL as u64; 2],
+            };
+            assert_eq!(ends(&mut relays, &rung, 1), vec![Report { id, what }]);
+            assert_eq!(relays.bytes(id), None);
+        }
+    }
+
+    #[test]
+    fn ends_each_session_once_whoever_cuts_it_when() {
+        let (mut relays, rung) = started(8);
+        const COUNT: u64 = 600;
+        let mut sum = 0;
+        for round in 0..COUNT {
+            let Outer {
+                mut client,
+                mut upstream,
+                id,
+            } = open(&mut relays);
+            client.set_nonblocking(true).unwrap();
+            upstream.set_nonblocking(true).unwrap();
+            for _ in 0..round % 5 {
+                _ = client.write(&[1; 50_000]);
+                _ = upstream.write(&[2; 50_000]);
+            }
+            match round % 4 {
+                0 => drop(client),
+                1 => drop(upstream),
+                2 => relays.close(id),
+                _ => {
+                    relays.close(id);
+                    drop((client, upstream));
+                    relays.close(id);
+                }
+            }
+            sum += ended(&mut relays);
+        }
+        while sum < COUNT as usize {
+            // Those whose farewell waits for JavaScript's patience.
+            for id in 1..=COUNT {
+                relays.close(id);
+            }
+            _ = rung.recv_timeout(Duration::from_millis(100));
+            sum += ended(&mut relays);
+        }
+        assert_eq!(sum, COUNT as usize);
+        assert!(relays.sessions.is_empty());
+        assert_eq!(relays.pairs, 0);
+    }
+
+    #[test]
+    fn stopping_ends_all_and_leaves_their_ends_to_be_taken() {
+        let (mut relays, _rung) = started(2);
+        let outer: Vec<Outer> = (0..5).map(|_| open(&mut relays)).collect();
+        relays.stop();
+        let mut ids: Vec<u64> = relays.take().iter().map(|report| report.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, outer.iter().map(|session| session.id).collect::<Vec<_>>());
+        for Outer {
+            mut client,
+            mut upstream,
+            ..
+        } in outer
+        {
+            assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+            assert_eq!(upstream.read(&mut [0; 1]).unwrap(), 0);
+        }
+    }
+}

@@ -1,4 +1,3 @@
-import { closeSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { Socket } from 'node:net';
 
@@ -116,8 +115,7 @@ function proveUsable(native: Native): void {
   const [near, far] = native.socketPair();
   const socket = new Socket({ fd: near });
   const seen = descriptorOf(socket);
-  socket.destroy();
-  closeSync(far);
+  for (const end of [socket, new Socket({ fd: far })]) end.destroy();
   if (seen !== near)
     throw new NotUsable('needs the descriptors of sockets, and this runtime does not show them');
 }
