@@ -3,6 +3,7 @@ import type { Metrics } from './admin/metrics.ts';
 import type { TracedLogin } from './admin/otlp.ts';
 import type { AuditFields, AuditTrail } from './audit.ts';
 import type { AuditEvent } from './config/config.ts';
+import type { RequestAudit } from './connectors/connector.ts';
 import type { ErrorCode } from './core/errors.ts';
 import type { LoginReport, Outcome, SessionFacts, SessionReport } from './core/session.ts';
 
@@ -74,16 +75,23 @@ export class Observations {
     if (this.audit) this.#auditSession(this.audit, service, report);
   }
 
-  /** A request of an HTTP service is over. */
-  requestEnded(service: ObservedService, session: string, client: string, facts: AuditFields): void {
-    this.audit?.record('request', {
-      service: service.name,
-      connector: service.connector,
-      session,
-      client,
-      credentials: service.credentials,
-      ...facts,
-    });
+  /** Takes the requests of a service, when a reload asks for them also from then on. */
+  requestAudit({ name, connector, credentials }: ObservedService): RequestAudit {
+    const wanted = () => this.audit?.wants('request') === true;
+    return {
+      get wanted() {
+        return wanted();
+      },
+      ended: (session, client, facts) =>
+        this.audit?.record('request', {
+          service: name,
+          connector,
+          session,
+          client,
+          credentials,
+          ...facts,
+        }),
+    };
   }
 
   providerAsked(provider: string, outcome: Outcome, seconds: number, error: string | undefined): void {

@@ -87,15 +87,16 @@ export class Service {
         rejected: (outcome) => observations.metrics.credentialRejected(config.name, outcome),
       },
     });
+    const about = { name: config.name, connector: config.connector, credentials };
     const protocol = connector.open(config.settings, {
       name: config.name,
       log: log.child({ service: config.name }),
       loginTimeout,
       idleTimeout,
       prepare: (make) => source.prepare(make),
+      requestAudit: observations.requestAudit({ ...about, logsIn: false }),
     });
-    const logsIn = protocol.counters === undefined;
-    const observed = { name: config.name, connector: config.connector, credentials, logsIn };
+    const observed = { ...about, logsIn: protocol.counters === undefined };
     return new Service(config, protocol, source, localTls, log, observed, observations);
   }
 

@@ -43,6 +43,16 @@ export interface ServiceContext {
   readonly idleTimeout: number;
   /** Sets up a value that is made of the service's credentials and kept by the lifecycle. Called once, by `open`. */
   prepare<Value extends Disposable>(make: Prepare<Value>): Prepared<Value>;
+  /** Takes note of each request, for protocols whose sessions carry many. */
+  readonly requestAudit?: RequestAudit;
+}
+
+/** Who wants to hear of each request when it is over. */
+export interface RequestAudit {
+  /** Whether anybody does now: else a request pays nothing. */
+  readonly wanted: boolean;
+  /** Names and numbers, never values. */
+  ended(session: string, client: string, facts: Readonly<Record<string, string | number>>): void;
 }
 
 /** Names that a service may map under `credentials:`. */

@@ -7,7 +7,7 @@ import type { Admission } from './admission.ts';
 import type { Credentials } from './credentials.ts';
 import { Deadline } from './deadline.ts';
 import { type ErrorCode, PosternError, reasonOf } from './errors.ts';
-import { type Follower, Relay, type RelayEnd, type Watch } from './relay.ts';
+import type { Follower, Relay, RelayEnd, Relays, Watch } from './relay.ts';
 import type { Retirement, Tenure } from './tenure.ts';
 
 /** One client connection, and all that a connector may use to serve it. */
@@ -86,6 +86,7 @@ export interface ServiceRuntime {
   /** What becomes of a session whose credential has been replaced. */
   readonly onRotation: 'keep' | 'drain';
   readonly admission: Admission;
+  readonly relay: Relays['relay'];
   /** Told when a client is logged in, before its first byte is relayed. */
   readonly loggedIn?: (login: LoginReport) => void;
   serve(session: Session): Promise<void>;
@@ -253,7 +254,7 @@ export class ClientSession implements Session {
     this.#tellLogin((this.#loggedIn = performance.now()));
     const { idleTimeout, maxSessionAge, onRotation } = this.#service;
     const follower = onRotation === 'drain' || maxSessionAge > 0 ? follow?.() : undefined;
-    this.#relay = new Relay(client, upstream, { idleTimeout, watch, follower });
+    this.#relay = this.#service.relay(client, upstream, { idleTimeout, watch, follower });
     if (this.#stopped) this.#relay.close();
     if (this.#expired) this.expire(this.#expired);
     const oldAge = maxSessionAge > 0 ? this.#growOld(maxSessionAge) : undefined;

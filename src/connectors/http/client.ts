@@ -456,7 +456,8 @@ export class Client implements WireUser, Timed {
     const { member, origin } = route;
     this.#member = member;
     this.#upstreamKey = origin.key;
-    if (member.settings.accessLog && this.#access === undefined) this.#noteAccess(bytes, route);
+    if ((member.settings.accessLog || member.audit?.wanted === true) && this.#access === undefined)
+      this.#noteAccess(bytes, route);
     // Another service of this listener has other fields of its own.
     if (member !== this.#front.first && parseRequest(bytes, from, to, head, member.names, MAX_HEAD) < 0) {
       this.refuse(refusal(400, head.reason));
@@ -607,8 +608,10 @@ export class Client implements WireUser, Timed {
 
   /** The path without the query, which may hold what is nobody's business; no fields. */
   #noteAccess(bytes: Buffer, { member, origin, targetAt }: Route): void {
+    const { remoteAddress, remotePort } = this.#session.client;
     this.#access = {
-      service: member.name,
+      member,
+      client: remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`,
       method: bytes.toString('latin1', head.methodAt, head.methodEnd),
       path: bytes.toString('latin1', targetAt, pathEnd(bytes, targetAt, head.targetEnd)) || '/',
       upstream: origin.key,
@@ -623,21 +626,22 @@ export class Client implements WireUser, Timed {
   #logAccess(outcome: string): void {
     const access = this.#access as Access;
     this.#access = undefined;
-    const { service, method, path, upstream, began, answered } = access;
-    this.#session.log.info(
-      {
-        ...(service !== this.#front.first.name && { member: service }),
-        method,
-        path,
-        upstream,
-        outcome,
-        ...(answered > 0 && { answeredMs: Math.round(answered - began) }),
-        durationMs: Math.round(performance.now() - began),
-        bytesFromClient: this.#fromClient - access.fromClient,
-        bytesFromUpstream: this.fromUpstream - access.fromUpstream,
-      },
-      'request',
-    );
+    const { member, client, method, path, upstream, began, answered } = access;
+    const { audit, settings, name } = member;
+    const facts = {
+      method,
+      path,
+      upstream,
+      outcome,
+      ...(answered > 0 && { answeredMs: Math.round(answered - began) }),
+      durationMs: Math.round(performance.now() - began),
+      bytesFromClient: this.#fromClient - access.fromClient,
+      bytesFromUpstream: this.fromUpstream - access.fromUpstream,
+    };
+    if (audit?.wanted === true) audit.ended(this.#session.id, client, facts);
+    if (!settings.accessLog) return;
+    const other = name === this.#front.first.name ? {} : { member: name };
+    this.#session.log.info({ ...other, ...facts }, 'request');
   }
 
   /** Keeps a whole request, in case that it has to be sent once more. */
@@ -830,7 +834,8 @@ export class Client implements WireUser, Timed {
 }
 
 interface Access {
-  readonly service: string;
+  readonly member: Member;
+  readonly client: string;
   readonly method: string;
   readonly path: string;
   readonly upstream: string;

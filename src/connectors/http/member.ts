@@ -1,6 +1,7 @@
 import type { Logger } from 'pino';
 
 import type { Prepared } from '../../core/prepared.ts';
+import type { RequestAudit } from '../connector.ts';
 import { Counters } from './counters.ts';
 import type { Generation } from './generation.ts';
 import { type FieldNames, requestNames } from './names.ts';
@@ -19,6 +20,7 @@ export class Member {
   /** What of a request's fields is ours to decide. */
   readonly names: FieldNames;
   readonly counters = new Counters();
+  readonly audit: RequestAudit | undefined;
   /** No new clients come: connections end with the request under way. */
   draining = false;
 
@@ -28,6 +30,7 @@ export class Member {
     readonly settings: EngineSettings;
     readonly scheme: Scheme;
     readonly loginTimeout: number;
+    readonly audit?: RequestAudit | undefined;
     readonly prepare: (member: Member) => Prepared<Generation>;
   }) {
     this.name = given.name;
@@ -35,6 +38,7 @@ export class Member {
     this.settings = given.settings;
     this.scheme = given.scheme;
     this.loginTimeout = given.loginTimeout;
+    this.audit = given.audit;
     this.names = requestNames(given.scheme.ownedHeaders);
     this.prepared = given.prepare(this);
   }

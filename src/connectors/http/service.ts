@@ -21,6 +21,7 @@ export function openMember(service: ServiceContext, settings: EngineSettings, sc
     settings,
     scheme,
     loginTimeout: service.loginTimeout,
+    audit: service.requestAudit,
     prepare: (member) =>
       service.prepare<Generation>((credentials, signal, previous) =>
         generate(member, credentials, signal, previous),
