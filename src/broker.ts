@@ -1,4 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
+import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 
 import type { HealthDetail } from './admin/health.ts';
@@ -10,12 +11,13 @@ import { AdminServer } from './admin/server.ts';
 import type { OperatedService, Operation } from './admin/status.ts';
 import { AuditTrail } from './audit.ts';
 import type { AdminConfig, AuditConfig, Config, ProviderConfig, ServiceConfig } from './config/config.ts';
+import { isLocal } from './config/listen.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
 import { LeaseJournal } from './lifecycle/journal.ts';
 import { LeaseOffice } from './lifecycle/leases.ts';
 import type { SourceState } from './lifecycle/source.ts';
-import { Listener, removeDeadSocket } from './listener.ts';
+import { Listener, type ListeningSocket, removeDeadSocket } from './listener.ts';
 import { Observations, type ObservedCredential } from './observations.ts';
 import { providers as kinds } from './providers/index.ts';
 import type { Provider } from './providers/provider.ts';
@@ -32,6 +34,8 @@ export interface BrokerContext {
   readonly log: Logger;
   readonly version: string;
   readonly environment: Readonly<Record<string, string | undefined>>;
+  /** A socket for the service that listens already, where a service manager has opened one. */
+  readonly inherited?: (service: string, listenOn: Address) => ListeningSocket | undefined;
 }
 
 /** How a login that nobody waits for has gone. */
@@ -397,13 +401,17 @@ export class Broker {
     const { name, listenOn, socketMode, connector } = service.config;
     const log = this.#context.log.child({ service: name });
     const behind: Door['behind'] = { services: [service] };
-    const listener = await Listener.open(listenOn, socketMode, {
-      onClient: (client) => behind.services[0].accept(client),
-      onAcceptError: (error) => {
+    const events = {
+      onClient: (client: Socket) => behind.services[0].accept(client),
+      onAcceptError: (error: Error) => {
         this.#observations.metrics.acceptFailed(name);
         log.error({ reason: reasonOf(error) }, 'a connection could not be accepted');
       },
-    });
+    };
+    const inherited = this.#context.inherited?.(name, listenOn);
+    const listener = inherited
+      ? Listener.adopt(refuseWider(inherited, listenOn), events)
+      : await Listener.open(listenOn, socketMode, events);
     log.info({ address: formatAddress(listener.address), connector }, 'listening');
     return { key, listener, behind };
   }
@@ -476,6 +484,17 @@ export class Broker {
       };
     }
   }
+}
+
+/** Whoever opened the socket may not let in more than the configuration does (`exposed: true`). Throws LISTEN_FAILED. */
+function refuseWider(socket: ListeningSocket, listenOn: Address): ListeningSocket {
+  if (isLocal(socket.address) || !isLocal(listenOn)) return socket;
+  socket.server.close();
+  const [given, configured] = [socket.address, listenOn].map(formatAddress);
+  throw new PosternError(
+    'LISTEN_FAILED',
+    `cannot listen on ${given}, which the service manager has opened: other machines can reach it, and the configuration says ${configured}`,
+  );
 }
 
 async function tryLogin(service: Service): Promise<Login> {

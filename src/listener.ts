@@ -5,8 +5,23 @@ import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
 
 const KEEPALIVE_DELAY = 30_000;
-/** The kernel cuts it to net.core.somaxconn. */
-const BACKLOG = 4096;
+/** How many clients may wait to be accepted. The kernel cuts it to net.core.somaxconn. */
+export const BACKLOG = 4096;
+/** How every listener accepts its clients. */
+export const acceptance = {
+  allowHalfOpen: true,
+  noDelay: true,
+  keepAlive: true,
+  keepAliveInitialDelay: KEEPALIVE_DELAY,
+} as const;
+
+/** A socket that listens already, at an address of somebody else's choice. */
+export interface ListeningSocket {
+  readonly address: Address;
+  readonly server: Server;
+  /** From here on `serve` owns every client. */
+  serve(serve: (socket: Socket) => void): void;
+}
 
 export interface ListenerEvents {
   /** Owns the socket from here on. */
@@ -28,12 +43,7 @@ export class Listener {
   /** Opens a TCP or unix socket. `socketMode` is the mode of a unix socket, such as 0o600. Throws LISTEN_FAILED. */
   static async open(address: Address, socketMode: number, events: ListenerEvents): Promise<Listener> {
     if (address.kind === 'unix') await removeDeadSocket(address.path);
-    const server = createServer({
-      allowHalfOpen: true,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: KEEPALIVE_DELAY,
-    });
+    const server = createServer(acceptance);
     server.on('connection', (socket) => events.onClient(socket));
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     server.once('listening', resolve);
@@ -57,6 +67,13 @@ export class Listener {
     server.off('error', reject);
     server.on('error', (error) => events.onAcceptError(error));
     return new Listener(server, address);
+  }
+
+  /** Goes on with a socket that somebody else has opened, and keeps open. */
+  static adopt(socket: ListeningSocket, events: ListenerEvents): Listener {
+    socket.server.on('error', (error) => events.onAcceptError(error));
+    socket.serve((client) => events.onClient(client));
+    return new Listener(socket.server, socket.address);
   }
 
   /** Where it really listens: the port is known when the configuration said 0. */

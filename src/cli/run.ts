@@ -6,8 +6,10 @@ import { Broker } from '../broker.ts';
 import type { Config } from '../config/config.ts';
 import { loadConfig } from '../config/load.ts';
 import { formatProblem } from '../config/report.ts';
+import type { Address } from '../core/address.ts';
 import { PosternError } from '../core/errors.ts';
 import { describeFailure } from '../core/session.ts';
+import { InheritedSockets, type ServiceManager, serviceManager } from '../systemd.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
 import { createLog } from './log.ts';
 import type { Options } from './options.ts';
@@ -21,6 +23,7 @@ export async function run(options: Options): Promise<number> {
   const log = await createLog(options);
   const version = await packageVersion();
   dieLoudly(log);
+  const manager = serviceManager(process.env, log);
   // Before anything is opened: process 1 of a container has no default handler, and would miss a signal for ever.
   const stop = Promise.race([stopSignal('SIGTERM'), stopSignal('SIGINT')]);
 
@@ -30,7 +33,7 @@ export async function run(options: Options): Promise<number> {
   let reloading: Promise<void> = Promise.resolve();
   const reload = () => {
     reloading = Promise.all([started, reloading]).then(([broker]) =>
-      stopping ? undefined : reloadFrom(options, broker, log),
+      stopping ? undefined : reloadFrom(options, broker, log, manager),
     );
   };
   process.on('SIGHUP', reload);
@@ -40,7 +43,10 @@ export async function run(options: Options): Promise<number> {
   try {
     const config = await load(options, log);
     warnOfDescriptors(config, log);
-    broker = await Broker.start(config, { log, version, environment: process.env });
+    const sockets = InheritedSockets.open(process.env, log);
+    const inherited = (service: string, address: Address) => sockets.take(service, address);
+    broker = await Broker.start(config, { log, version, environment: process.env, inherited });
+    sockets.closeRest();
     start(broker);
   } catch (thrown) {
     const error = PosternError.from(thrown);
@@ -49,10 +55,12 @@ export async function run(options: Options): Promise<number> {
     return exitCodeOf(error.code);
   }
   log.info({ version, node: process.version, pid: process.pid }, 'ready');
+  manager?.ready(describeServing(broker));
 
   const signal = await stop;
   stopping = true;
   log.info({ signal }, 'stopping');
+  void manager?.stopping();
   for (const second of ['SIGTERM', 'SIGINT'] as const)
     process.once(second, (_name: NodeJS.Signals, number: number) => {
       log.warn({ signal: second }, 'ended without waiting for sessions');
@@ -72,7 +80,13 @@ async function load(options: Options, log: Logger): Promise<Config> {
 }
 
 /** A configuration that is bad, or that cannot be put in force, changes nothing. */
-async function reloadFrom(options: Options, broker: Broker, log: Logger): Promise<void> {
+async function reloadFrom(
+  options: Options,
+  broker: Broker,
+  log: Logger,
+  manager: ServiceManager | undefined,
+): Promise<void> {
+  manager?.reloading();
   try {
     await broker.reload(() => load(options, log));
     log.info('configuration reloaded');
@@ -82,6 +96,12 @@ async function reloadFrom(options: Options, broker: Broker, log: Logger): Promis
       'configuration not reloaded, the old one stays in force',
     );
   }
+  // Also when nothing has changed: it serves.
+  manager?.ready(describeServing(broker));
+}
+
+function describeServing({ addresses }: Broker): string {
+  return `serving ${addresses.size} service(s)`;
 }
 
 /** A session has two descriptors. Without any left, Node accepts and closes connections without a word. */
