@@ -309,7 +309,7 @@ describe('a login that the policy of the service, or the server, refuses', () =>
       const refusal = await refused(set.postern.port(service));
       assert.equal(refusal.code, '28000');
       assert.match(refusal.message, text);
-      assert.ok(refusal.ms < 1000, `after ${refusal.ms} ms`);
+      assert.ok(refusal.ms < 8000, `after ${refusal.ms} ms`);
       const { port } = set.servers[which];
       for (const secret of [role, 'localhost', '127.0.0.1', String(port), canary.postgres])
         assert.ok(!refusal.whole.includes(secret), `names ${secret}: ${refusal.whole}`);
@@ -325,7 +325,7 @@ describe('a login that the policy of the service, or the server, refuses', () =>
       if (!set) return;
       const refusal = await refused(set.postern.port(`wrong-${role}`));
       assert.equal(refusal.code, '28000');
-      assert.ok(refusal.ms < 1000, `after ${refusal.ms} ms`);
+      assert.ok(refusal.ms < 8000, `after ${refusal.ms} ms`);
       assert.doesNotMatch(refusal.whole, /password|localhost|127\.0\.0\.1|s3cr3t|_user|no_such/);
       assert.ok(!set.postern.output.includes(wrongPassword));
     });

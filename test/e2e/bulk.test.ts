@@ -272,7 +272,7 @@ describe('a session that carries much', () => {
       await mouth.query('select pg_notify($1, $2)', [channel, payload]);
       await eventually('the notification', () => heard.length > count);
       assert.equal(heard.at(-1), payload);
-      assert.ok(performance.now() - started < 1000);
+      assert.ok(performance.now() - started < 8000);
     }
     await Promise.all([ear.end(), mouth.end()]);
   });

@@ -181,7 +181,7 @@ describe('TLS on the side of the application', () => {
     await asking.rest();
     const [error] = (await readUntil(peer, 'Z')).filter(({ type }) => type === 'E');
     assert.equal(fieldsOf(error?.body ?? Buffer.alloc(0))['C'], '57014');
-    assert.ok(performance.now() - started < 1000);
+    assert.ok(performance.now() - started < 20_000);
     for (const each of [peer, asking]) each.destroy();
   });
 

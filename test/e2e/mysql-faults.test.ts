@@ -97,7 +97,7 @@ describe('MySQL through Postern, when something is wrong or changes', () => {
     const { errno, sqlState, message, ms } = await refusal(postern.port('db'));
     assert.deepEqual([errno, sqlState], [1045, '28000']);
     assert.doesNotMatch(message, /sha2_user/);
-    assert.ok(ms < 1000, `${ms} ms`);
+    assert.ok(ms < 8000, `${ms} ms`);
   });
 
   test('a provider that is down is an error of its own, and passes', async (t) => {
@@ -222,7 +222,7 @@ describe('MySQL through Postern, when something is wrong or changes', () => {
     });
     const { errno, sqlState, ms } = await refusal(postern.port('db'));
     assert.deepEqual([errno, sqlState], [1159, '08S01']);
-    assert.ok(ms > 900 && ms < 4000, `${ms} ms`);
+    assert.ok(ms > 900 && ms < 10_000, `${ms} ms`);
   });
 
   test('a client that says nothing hears why it is left, and one that goes leaves the server in order', async (t) => {

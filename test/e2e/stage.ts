@@ -198,7 +198,7 @@ export async function viaPsql(
 export async function eventually(
   what: string,
   condition: () => boolean | Promise<boolean>,
-  patience = 10_000,
+  patience = 30_000,
 ): Promise<void> {
   const end = performance.now() + patience;
   while (!(await condition())) {

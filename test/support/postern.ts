@@ -60,7 +60,7 @@ export class Postern implements AsyncDisposable {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     const postern = new Postern(child, folder, configPath);
-    await Promise.race([postern.logged((line) => line.msg === 'ready', 20_000), postern.#exited]);
+    await Promise.race([postern.logged((line) => line.msg === 'ready', 60_000), postern.#exited]);
     if (child.exitCode !== null) {
       await rm(folder, { recursive: true, force: true });
       throw new Error(`postern ended with ${child.exitCode}:\n${postern.#stdout}${postern.#stderr}`);
@@ -85,7 +85,7 @@ export class Postern implements AsyncDisposable {
   }
 
   /** Waits for a line of the log. */
-  async logged(wanted: (line: LogLine) => boolean, timeout = 5000): Promise<LogLine> {
+  async logged(wanted: (line: LogLine) => boolean, timeout = 20_000): Promise<LogLine> {
     const end = Date.now() + timeout;
     for (;;) {
       const found = this.lines.find(wanted);

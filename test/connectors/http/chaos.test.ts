@@ -289,7 +289,7 @@ for (const reads of ['onread', 'data'] as const)
             timeouts: { response: '700ms', requestBody: '2s' },
             pool: { maxConnections: 60, idleTimeout: '1s' },
           },
-          { maxConnections: 2 * CLIENTS, loginTimeout: 5000 },
+          { maxConnections: 2 * CLIENTS, loginTimeout: 30_000 },
         );
         await Promise.all(
           Array.from({ length: CLIENTS }, (_, i) =>

@@ -97,7 +97,7 @@ const byMariaDb: readonly Deed<MariaDbConnection>[] = [
 ];
 
 const underWay: readonly Deed<MySqlConnection>[] = [
-  ['a slow query', async (client) => void client.query('select sleep(0.6)').catch(() => {})],
+  ['a slow query', async (client) => void client.query('select sleep(4)').catch(() => {})],
   ['a transaction', (client) => client.beginTransaction()],
   [
     'a transaction that has asked something',
@@ -151,6 +151,8 @@ async function openMariaDb(served: Served): Promise<MariaDbConnection> {
     port: served.port,
     user: 'whoever',
     database: 'app',
+    // Its own default is a second.
+    connectTimeout: 30_000,
     multipleStatements: true,
     pipelining: true,
   });

@@ -124,7 +124,7 @@ const complete: readonly Act[] = [
 ];
 
 const underWay: readonly Act[] = [
-  { what: 'a slow query', sends: [query('select pg_sleep(0.4)')], ready: 1 },
+  { what: 'a slow query', sends: [query('select pg_sleep(20)')], ready: 1 },
   { what: 'a transaction', sends: [query('begin')], ready: 1 },
   { what: 'a failed transaction', sends: [query('begin; select 1/0')], ready: 1 },
   { what: 'a batch without its sync', sends: [Buffer.concat([extended('select 1'), flush])], ready: 0 },
@@ -213,7 +213,7 @@ describe('a PostgreSQL session that is to end', () => {
       const opened = await open(t);
       if (!opened) return;
       await using served = opened.served;
-      if (each.what === 'a slow query') opened.client.send(query('select pg_sleep(0.4)'));
+      if (each.what === 'a slow query') opened.client.send(query('select pg_sleep(20)'));
       else await act(opened.client, each);
       await sleep(50);
       expire(served);

@@ -158,7 +158,7 @@ for (const pace of paces) {
           server.end();
         });
         assert.ok(['UPSTREAM_CLOSED', 'UPSTREAM_TLS'].includes(outcome), outcome);
-        assert.ok(performance.now() - started < 1500);
+        assert.ok(performance.now() - started < 8000);
       }
     });
 

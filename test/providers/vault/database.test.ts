@@ -429,7 +429,7 @@ ${more}`;
 });
 
 async function eventually(attempt: () => Promise<unknown>): Promise<void> {
-  for (let left = 50; ; left--) {
+  for (let left = 300; ; left--) {
     try {
       await attempt();
       return;
