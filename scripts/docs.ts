@@ -20,7 +20,7 @@ export function configurationPage(): string {
     section(
       'The file',
       table(inputSchema(schema.document), {
-        skip: ['limits.', 'admin.', 'audit.', 'cache.'],
+        skip: ['limits.', 'admin.', 'audit.', 'cache.', 'relay.'],
         required: ['services'],
       }),
     ),
@@ -32,6 +32,7 @@ export function configurationPage(): string {
     section('`services.NAME.credentials.NAME`', credentialNotes, table(inputSchema(schema.reference))),
     section('`limits`', table(inputSchema(schema.limits)), limitNotes),
     section('`cache`', table(inputSchema(schema.cache)), cacheNotes),
+    section('`relay`', table(inputSchema(schema.relay))),
     section('`admin`', table(inputSchema(schema.admin)), adminNotes),
     section('`audit`', table(inputSchema(schema.audit)), auditNotes),
     '# Connectors',
@@ -52,7 +53,7 @@ YAML (version 1.2), UTF-8, at most 1 MiB. \`postern check\` reports every proble
 \`postern schema\` prints the JSON Schema for editors. Nothing is interpolated: \`\${NAME}\` is just text.
 
 A path may be given on the command line, several times; a folder stands for its \`.yaml\` and \`.yml\` files, merged by the
-names under \`services\` and \`providers\`. A name in two files is an error; so are \`limits\`, \`cache\`, \`stateFolder\`, \`admin\` or \`audit\` in two files. Every file
+names under \`services\` and \`providers\`. A name in two files is an error; so are \`limits\`, \`cache\`, \`stateFolder\`, \`relay\`, \`admin\` or \`audit\` in two files. Every file
 says \`version: 2\`. Without a path, \`${variables.config}\` names the file or folder; without that, the first of these is taken:
 
 ${places.map((place, index) => `${index + 1}. \`${place.startsWith('/') || place.startsWith('~') ? '' : './'}${place}\``).join('\n')}
@@ -65,6 +66,7 @@ more special than all of them and stand.
 | \`${variables.config}\` | the path of the file or folder |
 | \`${variables.admin}\` | \`admin.listenOn\`, or \`off\` |
 | \`${variables.stateFolder}\` | \`stateFolder\` |
+| \`${variables.relay}\` | \`relay.engine\` |
 ${Object.keys(schema.limits.shape)
   .map((key) => `| \`${variables[key as keyof typeof variables]}\` | \`limits.${key}\` |`)
   .join('\n')}

@@ -1,5 +1,5 @@
-import { isDeepStrictEqual } from 'node:util';
 import type { Socket } from 'node:net';
+import { isDeepStrictEqual } from 'node:util';
 import type { Logger } from 'pino';
 
 import type { HealthDetail } from './admin/health.ts';
@@ -14,6 +14,7 @@ import type { AdminConfig, AuditConfig, Config, ProviderConfig, ServiceConfig } 
 import { isLocal } from './config/listen.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
+import { type RelaySettings, Relays } from './core/relay.ts';
 import { LeaseJournal } from './lifecycle/journal.ts';
 import { LeaseOffice } from './lifecycle/leases.ts';
 import type { SourceState } from './lifecycle/source.ts';
@@ -69,6 +70,8 @@ export class Broker {
   readonly #stateFolder: string | undefined;
   readonly #journal: LeaseJournal | undefined;
   readonly #leases: LeaseOffice;
+  readonly #relays: Relays;
+  readonly #relayConfigured: RelaySettings;
   #providers = new Map<string, OpenProvider>();
   /** Providers that a reload replaced and that logins may still use, each with the timer that will close it. */
   readonly #replaced = new Map<OpenProvider, NodeJS.Timeout>();
@@ -83,8 +86,10 @@ export class Broker {
   #reloadFailure: LastError | undefined;
   #state: 'starting' | 'serving' | 'draining' = 'starting';
 
-  private constructor({ stateFolder }: Config, context: BrokerContext) {
+  private constructor({ stateFolder, relay }: Config, context: BrokerContext) {
     this.#context = context;
+    this.#relays = Relays.start(relay);
+    this.#relayConfigured = relay;
     const metrics = new Metrics(context.version, {
       ready: () => this.#state === 'serving',
       services: () => this.#live(),
@@ -105,6 +110,7 @@ export class Broker {
   static async start(config: Config, context: BrokerContext): Promise<Broker> {
     const broker = new Broker(config, context);
     broker.#adminConfigured = config.admin;
+    broker.#tellRelay();
     try {
       if (config.audit) broker.#observations.audit = await broker.#openAudit(config.audit);
       if (config.admin.listenOn) {
@@ -126,6 +132,13 @@ export class Broker {
       await broker.stop(() => 0);
       throw error;
     }
+  }
+
+  #tellRelay(): void {
+    const { engine, fellBack } = this.#relays;
+    this.#observations.metrics.relayEngine(engine);
+    if (fellBack === undefined) return;
+    this.#context.log.info({ reason: fellBack }, 'relaying in TypeScript: there is no native relay');
   }
 
   /** Where each service really listens, by its name. */
@@ -179,6 +192,8 @@ export class Broker {
       const config = await load();
       if (!isDeepStrictEqual(config.admin, this.#adminConfigured))
         this.#context.log.warn('the admin listener changes only with a restart');
+      if (!isDeepStrictEqual(config.relay, this.#relayConfigured))
+        this.#context.log.warn('the engine of the relay changes only with a restart');
       if (config.stateFolder !== this.#stateFolder)
         this.#context.log.warn('the folder for the ids of leases changes only with a restart');
       await this.#auditAnew(config.audit, () => this.#apply(config));
@@ -207,6 +222,7 @@ export class Broker {
     await this.#journal?.close();
     const opened = [...this.#providers.values(), ...this.#replaced.keys()];
     await Promise.all(opened.map((each) => this.#close(each)));
+    this.#relays.close();
     this.#admin?.close();
     this.#stopSampling();
     this.#observations.note('stop', {});
@@ -376,6 +392,7 @@ export class Broker {
       this.#context.log,
       this.#observations,
       this.#leases,
+      this.#relays,
     );
   }
 

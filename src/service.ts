@@ -8,6 +8,7 @@ import { connectors } from './connectors/index.ts';
 import { Admission } from './core/admission.ts';
 import { Deadline } from './core/deadline.ts';
 import { PosternError } from './core/errors.ts';
+import type { Relays } from './core/relay.ts';
 import type { RequestCounters } from './core/request-counters.ts';
 import { ClientSession, type ServiceRuntime } from './core/session.ts';
 import { loadServerContext } from './core/tls.ts';
@@ -40,6 +41,7 @@ export class Service {
     log: Logger,
     observed: ObservedService,
     observations: Observations,
+    relays: Relays,
   ) {
     this.config = config;
     this.source = source;
@@ -57,6 +59,7 @@ export class Service {
       drainTimeout: config.limits.drainTimeout,
       onRotation: config.onRotation,
       admission: this.#admission,
+      relay: relays.relay,
       loggedIn: (login) => observations.loggedIn(observed, login),
       serve: (session) => protocol.serve(session),
       lend: (use, signal, onLent) => source.lend(use, signal, onLent),
@@ -71,6 +74,7 @@ export class Service {
     log: Logger,
     observations: Observations,
     leases: LeaseOffice,
+    relays: Relays,
   ): Promise<Service> {
     const connector = connectors[config.connector];
     if (!connector) throw new PosternError('INTERNAL', `no connector is called "${config.connector}"`);
@@ -97,7 +101,7 @@ export class Service {
       requestAudit: observations.requestAudit({ ...about, logsIn: false }),
     });
     const observed = { ...about, logsIn: protocol.counters === undefined };
-    return new Service(config, protocol, source, localTls, log, observed, observations);
+    return new Service(config, protocol, source, localTls, log, observed, observations, relays);
   }
 
   /** Tells services that listen on one address, in the order of the configuration, of each other. */

@@ -1,4 +1,5 @@
 import type { Address } from '../core/address.ts';
+import type { RelaySettings } from '../core/relay.ts';
 
 /** A whole configuration, parsed once: frozen, typed, durations in milliseconds. */
 export interface Config {
@@ -7,6 +8,7 @@ export interface Config {
   readonly admin: AdminConfig;
   /** undefined: nothing is audited. */
   readonly audit: AuditConfig | undefined;
+  readonly relay: RelaySettings;
   /** Where the ids of leases are noted; undefined: nowhere. */
   readonly stateFolder: string | undefined;
   /** Things that work and are unsafe, or are ignored: said at start and by `check`. */

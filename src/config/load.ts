@@ -6,6 +6,7 @@ import { join, resolve } from 'node:path';
 import { connectors as allConnectors } from '../connectors/index.ts';
 import { formatAddress } from '../core/address.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
+import type { RelaySettings } from '../core/relay.ts';
 import { providers as allProviders } from '../providers/index.ts';
 import { check, checkOutside } from './check.ts';
 import type {
@@ -58,6 +59,8 @@ export interface Overrides {
   readonly limits?: Readonly<Partial<Record<keyof Limits, string | number>>>;
   /** `listenOn` of the admin listener, or `off`. */
   readonly admin?: string;
+  /** `relay.engine`. */
+  readonly relay?: string;
 }
 
 /** A configuration, or everything that is wrong with it. */
@@ -234,12 +237,17 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     providers: context.providers ?? allProviders,
   };
   for (const file of files)
-    check(schema.document, without(file, ['limits', 'admin', 'audit', 'cache', 'stateFolder']), report);
+    check(
+      schema.document,
+      without(file, ['limits', 'admin', 'audit', 'cache', 'relay', 'stateFolder']),
+      report,
+    );
 
   const overrides = readOverrides(context, report);
   const limits = readLimits(files, overrides.limits, report);
   const cache = readCache(files, report);
   const stateFolder = readStateFolder(files, context, report);
+  const relay = readRelay(files, overrides.relay, report);
   const { admin, adminAt } = readAdmin(files, overrides.admin, report);
   const audit = readAudit(files, context, report);
 
@@ -281,7 +289,15 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     if (other)
       report.problem(adminAt, `${formatAddress(admin.listenOn)} is also the address of ${other.who}`);
   }
-  return { providers: providers.used(), services, admin, audit, stateFolder, warnings: report.warnings };
+  return {
+    providers: providers.used(),
+    services,
+    admin,
+    audit,
+    relay,
+    stateFolder,
+    warnings: report.warnings,
+  };
 }
 
 /** Services may listen on one address together when their connector says how; then the address is the same to the letter. */
@@ -415,6 +431,16 @@ function readCache(files: readonly Located[], report: Report): CachePolicy {
   return { ttl, ...others };
 }
 
+function readRelay(
+  files: readonly Located[],
+  engine: RelaySettings['engine'] | undefined,
+  report: Report,
+): RelaySettings {
+  const given = single(files, 'relay', report);
+  const fromFile = (given && check(schema.relay, given, report)) ?? schema.relay.parse({});
+  return engine === undefined ? fromFile : { ...fromFile, engine };
+}
+
 /** The variable over the file, and both over what systemd gives a service (`StateDirectory=`). */
 function readStateFolder(
   files: readonly Located[],
@@ -487,6 +513,7 @@ export const variables = {
   config: 'POSTERN_CONFIG',
   admin: 'POSTERN_ADMIN_LISTEN',
   stateFolder: 'POSTERN_STATE_FOLDER',
+  relay: 'POSTERN_RELAY',
   ...limitVariables,
 } as const;
 
@@ -494,7 +521,11 @@ export const variables = {
 function readOverrides(
   { environment = process.env, overrides = {} }: LoadContext,
   report: Report,
-): { readonly limits: SomeLimits; readonly admin: Pick<AdminConfig, 'listenOn'> | undefined } {
+): {
+  readonly limits: SomeLimits;
+  readonly admin: Pick<AdminConfig, 'listenOn'> | undefined;
+  readonly relay: RelaySettings['engine'] | undefined;
+} {
   const limits: Record<string, number> = {};
   for (const [key, variable] of Object.entries(limitVariables) as [keyof Limits, string][]) {
     const shape = schema.someLimits.shape[key];
@@ -519,7 +550,15 @@ function readOverrides(
     const parsed = checkOutside(schema.adminListenOn, value, complain);
     if (parsed !== undefined) admin = { listenOn: parsed === 'off' ? undefined : parsed };
   }
-  return { limits, admin };
+  let relay: RelaySettings['engine'] | undefined;
+  for (const { name, value } of [
+    { name: variables.relay, value: environment[variables.relay] || undefined },
+    { name: flagOf(variables.relay), value: overrides.relay },
+  ]) {
+    if (value === undefined) continue;
+    relay = checkOutside(schema.relayEngine, value, (message) => report.problemOutside('', name, message));
+  }
+  return { limits, admin, relay };
 }
 
 function flagOf(variable: string): string {

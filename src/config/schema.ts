@@ -83,6 +83,26 @@ export const stateFolder = z.string().min(1);
 const stateFolderMeaning =
   'Folder in which the ids of leases are noted (never a secret), so that those of a process that crashed are revoked at the next start; made when it is not there. Without a word: the one that systemd gives (`STATE_DIRECTORY`), or none.';
 
+/** What relays after the login: an engine, or the fastest that there is. */
+export const relayEngine = z.enum(['auto', 'native', 'typescript']);
+
+/** `relay:` of the file, with its defaults. */
+export const relay = z.strictObject({
+  engine: relayEngine
+    .default('auto')
+    .describe(
+      'What moves the bytes after the login. `native`: threads of a compiled addon, for plain connections on both sides; it is an error where there is none. `typescript`: JavaScript alone. `auto`: native where there is an addon for this platform. TLS on either side, and services that follow their sessions (`onRotation: drain`, `maxSessionAge`, MySQL with `changeUser`), are always relayed by JavaScript.',
+    ),
+  dedicatedSessions: z
+    .int()
+    .min(0)
+    .max(1024)
+    .default(32)
+    .describe(
+      'Native sessions at once that have two threads of their own, which is faster and takes memory for their stacks; all others share one thread. 0: none.',
+    ),
+});
+
 /** `listenOn` of the admin listener, or `off`. */
 export const adminListenOn = z.union([z.literal('off'), listenAddress]);
 
@@ -228,6 +248,7 @@ export const document = z.strictObject({
     .nullish()
     .describe('How long credentials are kept, of every service that does not say it itself.'),
   stateFolder: stateFolder.nullish().describe(stateFolderMeaning),
+  relay: relay.nullish().describe('What moves the bytes after the login.'),
   admin: admin.nullish().describe('The admin listener, or `off`.'),
   audit: audit
     .nullish()

@@ -287,7 +287,8 @@ class DirectPort implements Port {
     else if (this.#tls) this.#writeEncrypted(bytes);
     else this.#writePlain(bytes);
     // A large piece is not followed by another one before it is gone: it would have to be copied.
-    this.#full = this.#writing && (!this.#tls || bytes.length > LARGE || this.#queued > HIGH_WATER);
+    // Until that is over there is no room, whatever else comes: whoever was told waits for `onDrain`.
+    this.#full ||= this.#writing && (!this.#tls || bytes.length > LARGE || this.#queued > HIGH_WATER);
     return !this.#full;
   }
 

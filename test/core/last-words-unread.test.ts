@@ -6,7 +6,7 @@ import { describe, it } from 'node:test';
 import { connect as connectTls } from 'node:tls';
 import { Worker } from 'node:worker_threads';
 
-import { Relay } from '../../src/core/relay.ts';
+import { TypeScriptRelay } from '../../src/core/relay-typescript.ts';
 import { certificates } from '../support/servers.ts';
 import { socketPair, until } from '../support/session.ts';
 
@@ -49,7 +49,7 @@ describe('a server that says why it takes no more, and resets the connection', (
     it(`is heard by a client that is still sending, ${tls ? 'over TLS' : 'in plain'}`, async () => {
       const { socket: upstream, numbers, worker } = await connectToRefuser(tls);
       const [outer, inner] = await socketPair();
-      const relay = new Relay(inner, upstream, { idleTimeout: 0 });
+      const relay = new TypeScriptRelay(inner, upstream, { idleTimeout: 0 });
       let heard = '';
       outer.on('data', (chunk) => (heard += String(chunk)));
       outer.write('x'.repeat(100));
@@ -69,7 +69,7 @@ describe('a server that says why it takes no more, and resets the connection', (
 
   it('leaves the client a second to hear the reason, though it never stops sending', async () => {
     const [[outer, inner], [upstream, server]] = await Promise.all([socketPair(), socketPair()]);
-    const relay = new Relay(inner, upstream, { idleTimeout: 0 });
+    const relay = new TypeScriptRelay(inner, upstream, { idleTimeout: 0 });
     const talk = setInterval(() => outer.write('x'.repeat(10_000)), 5);
     let heard = '';
     outer.on('data', (chunk) => (heard += String(chunk)));

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { describe, it } from 'node:test';
 
-import { Relay } from '../../src/core/relay.ts';
+import { TypeScriptRelay } from '../../src/core/relay-typescript.ts';
 
 const lastWords = 'FATAL: terminating connection due to administrator command';
 
@@ -33,7 +33,7 @@ describe('the last words of a server that breaks off', () => {
       const application = await accepted((socket) => (clientEnd = socket));
       while (!clientEnd || !serverEnd) await new Promise(setImmediate);
 
-      const relay = new Relay(clientEnd, upstream.near, { idleTimeout: 0 });
+      const relay = new TypeScriptRelay(clientEnd, upstream.near, { idleTimeout: 0 });
       let heard = '';
       application.near.setEncoding('latin1').on('data', (text: string) => (heard += text));
       const piece = Buffer.alloc(size);

@@ -7,12 +7,32 @@ import { describe, it } from 'node:test';
 import { createSecureContext } from 'node:tls';
 import fc from 'fast-check';
 
-import { Relay, type RelayEnd } from '../../src/core/relay.ts';
+import type { Relay, RelayEnd } from '../../src/core/relay.ts';
+import { findInternals, useInternals } from '../../src/core/relay-port.ts';
+import { proveDirect } from '../../src/core/relay-trial.ts';
+import { TypeScriptRelay } from '../../src/core/relay-typescript.ts';
 import { certificates } from '../support/servers.ts';
 import { socketPair, tlsPair, until } from '../support/session.ts';
 
 const { server: leaf } = await certificates();
 const secureContext = createSecureContext({ cert: readFileSync(leaf.cert), key: readFileSync(leaf.key) });
+
+const [probed, other] = await socketPair();
+const internals = findInternals(probed);
+for (const socket of [probed, other]) socket.destroy();
+
+/** In which ways sockets are read and written. */
+const ways = ['as Node documents it', 'directly'] as const;
+type Way = (typeof ways)[number];
+
+function begin(client: Socket, upstream: Socket, idleTimeout: number, way: Way): TypeScriptRelay {
+  useInternals(way === 'directly' ? internals : undefined);
+  return new TypeScriptRelay(client, upstream, { idleTimeout });
+}
+
+it('is proven at the start that this version of Node can be used directly', async () => {
+  assert.equal(await proveDirect(), true);
+});
 
 /** A relay with both outer ends in the hand of the test. */
 interface Relayed {
@@ -23,14 +43,14 @@ interface Relayed {
   readonly inner: readonly [Socket, Socket];
 }
 
-async function relayed(tls: boolean, idleTimeout = 0): Promise<Relayed> {
+async function relayed(tls: boolean, way: Way, idleTimeout = 0): Promise<Relayed> {
   const [[client, toClient], [toServer, server]] = tls
     ? await Promise.all([tlsPair(secureContext), tlsPair(secureContext)])
     : await Promise.all([socketPair(), socketPair()]);
   return {
     client,
     server,
-    relay: new Relay(toClient, toServer, { idleTimeout }),
+    relay: begin(toClient, toServer, idleTimeout, way),
     inner: [toClient, toServer],
   };
 }
@@ -67,15 +87,15 @@ async function writeInPieces(socket: Socket, bytes: Buffer, size: number): Promi
   socket.end();
 }
 
-for (const tls of [false, true])
-  describe(`a relay ${tls ? 'between TLS connections' : 'between plain connections'}`, () => {
+for (const [tls, way] of [false, true].flatMap((each) => ways.map((way) => [each, way] as const)))
+  describe(`a relay ${tls ? 'between TLS connections' : 'between plain connections'}, ${way}`, () => {
     for (const { size, total } of [
       { size: 1, total: 20_000 },
       { size: 1024 * 1024, total: 16 * 1024 * 1024 },
       { size: 65_537, total: 3_000_000 },
     ])
       it(`carries every byte in its order, both ways at once, in pieces of ${size}`, async () => {
-        const pair = await relayed(tls);
+        const pair = await relayed(tls, way);
         const up = randomBytes(total);
         const down = randomBytes(total + 1);
         const [atServer, atClient] = await Promise.all([
@@ -92,7 +112,7 @@ for (const tls of [false, true])
 
     for (const first of ['client', 'server'] as const)
       it(`passes a half-close of the ${first} on and goes on in the other direction`, async () => {
-        const pair = await relayed(tls);
+        const pair = await relayed(tls, way);
         const other = first === 'client' ? pair.server : pair.client;
         const heardByFirst = collect(pair[first]);
         const heardByOther = collect(other);
@@ -118,7 +138,7 @@ for (const tls of [false, true])
       toClient.on('readable', () => {});
       await until('the bytes to arrive', () => toClient.readableLength === 5);
       toClient.removeAllListeners('readable');
-      const relay = new Relay(toClient, toServer, { idleTimeout: 0 });
+      const relay = begin(toClient, toServer, 0, way);
       const [atServer, atClient] = await Promise.all([collect(server), collect(client)]);
       assert.equal(atServer.bytes.toString(), 'early');
       assert.equal(atClient.bytes.toString(), 'bird');
@@ -126,7 +146,7 @@ for (const tls of [false, true])
     });
 
     it('tells the server when the client breaks off, and ends', async () => {
-      const pair = await relayed(tls);
+      const pair = await relayed(tls, way);
       const atServer = collect(pair.server);
       pair.client.write('begin');
       await until('the bytes to arrive', () => pair.relay.bytes.fromClient === 5);
@@ -142,7 +162,7 @@ for (const tls of [false, true])
     });
 
     it('gives the client what the server said before it broke off', async () => {
-      const pair = await relayed(tls);
+      const pair = await relayed(tls, way);
       const words = randomBytes(100_000);
       const atClient = collect(pair.client);
       pair.server.write(words);
@@ -155,7 +175,7 @@ for (const tls of [false, true])
     });
 
     it('gives a slow client what the server said before it broke off', async () => {
-      const pair = await relayed(tls);
+      const pair = await relayed(tls, way);
       pair.client.pause();
       const words = randomBytes(400_000);
       pair.server.write(words);
@@ -172,7 +192,7 @@ for (const tls of [false, true])
       const sending = Buffer.alloc(64 * 1024, 'x');
       const error = Buffer.from('FATAL: terminating connection due to administrator command');
       for (let round = 0; round < 20; round += 1) {
-        const pair = await relayed(tls);
+        const pair = await relayed(tls, way);
         const { client, server } = pair;
         let told = '';
         client.on('data', (chunk: Buffer) => (told += chunk.toString()));
@@ -194,7 +214,7 @@ for (const tls of [false, true])
     });
 
     it('holds back a sender that is faster than its receiver', async () => {
-      const pair = await relayed(tls);
+      const pair = await relayed(tls, way);
       pair.server.pause();
       const chunk = Buffer.alloc(1024 * 1024);
       let written = 0;
@@ -224,7 +244,7 @@ for (const tls of [false, true])
     });
 
     it('can be closed under load, both ends in order', async () => {
-      const pair = await relayed(tls);
+      const pair = await relayed(tls, way);
       const chunk = Buffer.alloc(256 * 1024);
       for (const end of [pair.client, pair.server]) {
         const pump = () => {
@@ -241,7 +261,7 @@ for (const tls of [false, true])
     });
 
     it('ends when both directions are idle for too long, not while one of them is busy', async () => {
-      const pair = await relayed(tls, 200);
+      const pair = await relayed(tls, way, 200);
       const started = performance.now();
       pair.client.resume();
       let beats = 0;
@@ -259,7 +279,7 @@ for (const tls of [false, true])
     it('leaves no timer and no listener behind', async () => {
       const timers = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
       const before = timers();
-      const pair = await relayed(tls, 3_600_000);
+      const pair = await relayed(tls, way, 3_600_000);
       const ends = [collect(pair.client), collect(pair.server)];
       pair.client.end('x');
       pair.server.end('y');
@@ -269,78 +289,81 @@ for (const tls of [false, true])
     });
   });
 
-describe('a relay that begins too late', () => {
-  it('is done only when both sockets are closed, also when the server is already broken', async () => {
-    const [[client, toClient], [toServer, server]] = await Promise.all([socketPair(), socketPair()]);
-    const greeting = randomBytes(8 * 1024 * 1024);
-    toClient.write(greeting);
-    // Destroyed, and 'close' is still to come: as when a reset and the server's last message arrive together.
-    toServer.destroy();
-    const relay = new Relay(toClient, toServer, { idleTimeout: 0 });
-    const ended = endOf({ client, server, relay, inner: [toClient, toServer] });
-    await once(toServer, 'close');
-    const heard = collect(client);
-    assert.equal(digest((await heard).bytes), digest(greeting));
-    client.end();
-    assert.equal(await ended, 'upstream-broke');
-    server.destroy();
+for (const way of ways)
+  describe(`a relay that begins too late, ${way}`, () => {
+    it('is done only when both sockets are closed, also when the server is already broken', async () => {
+      const [[client, toClient], [toServer, server]] = await Promise.all([socketPair(), socketPair()]);
+      const greeting = randomBytes(8 * 1024 * 1024);
+      toClient.write(greeting);
+      // Destroyed, and 'close' is still to come: as when a reset and the server's last message arrive together.
+      toServer.destroy();
+      const relay = begin(toClient, toServer, 0, way);
+      const ended = endOf({ client, server, relay, inner: [toClient, toServer] });
+      await once(toServer, 'close');
+      const heard = collect(client);
+      assert.equal(digest((await heard).bytes), digest(greeting));
+      client.end();
+      assert.equal(await ended, 'upstream-broke');
+      server.destroy();
+    });
+
+    it('notices sockets that are closed since long', async () => {
+      const [[client, toClient], [toServer, server]] = await Promise.all([socketPair(), socketPair()]);
+      for (const socket of [toClient, toServer]) {
+        socket.destroy();
+        await once(socket, 'close');
+      }
+      const relay = begin(toClient, toServer, 0, way);
+      assert.equal(await relay.done, 'client-broke');
+      client.destroy();
+      server.destroy();
+    });
   });
 
-  it('notices sockets that are closed since long', async () => {
-    const [[client, toClient], [toServer, server]] = await Promise.all([socketPair(), socketPair()]);
-    for (const socket of [toClient, toServer]) {
-      socket.destroy();
-      await once(socket, 'close');
-    }
-    const relay = new Relay(toClient, toServer, { idleTimeout: 0 });
-    assert.equal(await relay.done, 'client-broke');
-    client.destroy();
-    server.destroy();
+for (const way of ways)
+  describe(`a relay from a plain client to a TLS server, ${way}`, () => {
+    it('survives a client that breaks off, and tells the server', async () => {
+      const [[client, toClient], [toServer, server]] = await Promise.all([
+        socketPair(),
+        tlsPair(secureContext),
+      ]);
+      const relay = begin(toClient, toServer, 0, way);
+      const atServer = collect(server);
+      client.write('begin');
+      await until('the bytes to arrive', () => relay.bytes.fromClient === 5);
+      client.resetAndDestroy();
+      assert.equal((await atServer).bytes.toString(), 'begin');
+      assert.equal(await endOf({ client, server, relay, inner: [toClient, toServer] }), 'client-broke');
+      server.destroy();
+    });
   });
-});
 
-describe('a relay from a plain client to a TLS server', () => {
-  it('survives a client that breaks off, and tells the server', async () => {
-    const [[client, toClient], [toServer, server]] = await Promise.all([
-      socketPair(),
-      tlsPair(secureContext),
-    ]);
-    const relay = new Relay(toClient, toServer, { idleTimeout: 0 });
-    const atServer = collect(server);
-    client.write('begin');
-    await until('the bytes to arrive', () => relay.bytes.fromClient === 5);
-    client.resetAndDestroy();
-    assert.equal((await atServer).bytes.toString(), 'begin');
-    assert.equal(await endOf({ client, server, relay, inner: [toClient, toServer] }), 'client-broke');
-    server.destroy();
+for (const way of ways)
+  describe(`the bytes of a relay, ${way}`, () => {
+    it('come out as they went in, whatever the pieces and whoever ends first', async () => {
+      const pieces = fc.array(fc.integer({ min: 1, max: 200_000 }), { maxLength: 12 });
+      await fc.assert(
+        fc.asyncProperty(pieces, pieces, fc.boolean(), async (up, down, clientFirst) => {
+          const pair = await relayed(false, way);
+          const send = async (socket: Socket, sizes: readonly number[], seed: number) => {
+            const all = sizes.map((size, i) => Buffer.alloc(size, (seed + i) % 251));
+            for (const piece of all) if (!socket.write(piece)) await once(socket, 'drain');
+            return digest(Buffer.concat(all));
+          };
+          const [first, second] = clientFirst ? [pair.client, pair.server] : [pair.server, pair.client];
+          const heard = [collect(pair.client), collect(pair.server)] as const;
+          const [sentUp, sentDown] = await Promise.all([
+            send(pair.client, up, 1),
+            send(pair.server, down, 100),
+          ]);
+          first.end();
+          second.end();
+          const [atClient, atServer] = await Promise.all(heard);
+          assert.equal(digest(atServer.bytes), sentUp);
+          assert.equal(digest(atClient.bytes), sentDown);
+          assert.equal(await endOf(pair), 'done');
+        }),
+        { numRuns: 30 },
+      );
+    });
   });
-});
-
-describe('the bytes of a relay', () => {
-  it('come out as they went in, whatever the pieces and whoever ends first', async () => {
-    const pieces = fc.array(fc.integer({ min: 1, max: 200_000 }), { maxLength: 12 });
-    await fc.assert(
-      fc.asyncProperty(pieces, pieces, fc.boolean(), async (up, down, clientFirst) => {
-        const pair = await relayed(false);
-        const send = async (socket: Socket, sizes: readonly number[], seed: number) => {
-          const all = sizes.map((size, i) => Buffer.alloc(size, (seed + i) % 251));
-          for (const piece of all) if (!socket.write(piece)) await once(socket, 'drain');
-          return digest(Buffer.concat(all));
-        };
-        const [first, second] = clientFirst ? [pair.client, pair.server] : [pair.server, pair.client];
-        const heard = [collect(pair.client), collect(pair.server)] as const;
-        const [sentUp, sentDown] = await Promise.all([
-          send(pair.client, up, 1),
-          send(pair.server, down, 100),
-        ]);
-        first.end();
-        second.end();
-        const [atClient, atServer] = await Promise.all(heard);
-        assert.equal(digest(atServer.bytes), sentUp);
-        assert.equal(digest(atClient.bytes), sentDown);
-        assert.equal(await endOf(pair), 'done');
-      }),
-      { numRuns: 30 },
-    );
-  });
-});

@@ -5,10 +5,13 @@ import { pino } from 'pino';
 import { Admission } from '../../src/core/admission.ts';
 import { Credentials } from '../../src/core/credentials.ts';
 import { PosternError } from '../../src/core/errors.ts';
+import { Relays } from '../../src/core/relay.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { ClientSession, type ServiceRuntime, type Session } from '../../src/core/session.ts';
 import type { Retirement, Tenure } from '../../src/core/tenure.ts';
 import { socketPair, until } from '../support/session.ts';
+
+const relays = Relays.start({ engine: 'auto', dedicatedSessions: 4 });
 
 /** A session that runs `serve` for a connected client. */
 async function running(serve: (session: Session) => Promise<void>, options: Partial<ServiceRuntime> = {}) {
@@ -25,6 +28,7 @@ async function running(serve: (session: Session) => Promise<void>, options: Part
     drainTimeout: 1000,
     onRotation: 'keep',
     admission,
+    relay: relays.relay,
     serve,
     lend: async (use, signal, onLent) => {
       using credentials = new Credentials(new Map([['password', new Secret(Buffer.from('s3cr3t'))]]));

@@ -51,6 +51,7 @@ function scraped(): string[][] {
   metrics.leaseOperation('vault', 'renew', 'ok');
   metrics.acceptFailed('db');
   metrics.connectionDropped('db');
+  metrics.relayEngine('native');
   metrics.configLoaded('ok');
   metrics.auditRecords('written', 1);
   metrics.exported('metrics', 'ok');

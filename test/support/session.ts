@@ -7,16 +7,19 @@ import { pino } from 'pino';
 import type { ServiceContext } from '../../src/connectors/connector.ts';
 import { connectors } from '../../src/connectors/index.ts';
 import { Admission } from '../../src/core/admission.ts';
+import { Relays } from '../../src/core/relay.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { ClientSession, type SessionReport } from '../../src/core/session.ts';
 import { CredentialSource } from '../../src/lifecycle/source.ts';
+
+const relays = Relays.start({ engine: 'auto', dedicatedSessions: 4 });
 
 /** How bytes travel between the ends of a test: through the kernel as they come, or handed on one by one. */
 export const paces = ['as they come', 'one byte at a time'] as const;
 export type Pace = (typeof paces)[number];
 
 /** How long a test waits for what has to happen, in milliseconds. */
-const PATIENCE = 10_000;
+const PATIENCE = 30_000;
 
 /** Waits until `condition` holds; fails after a while, saying what was waited for. */
 export async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
@@ -284,6 +287,7 @@ export class Served implements AsyncDisposable {
         drainTimeout: options.drainTimeout ?? PATIENCE,
         onRotation: options.onRotation ?? 'keep',
         admission: served.admission,
+        relay: relays.relay,
         serve: (each) => protocol.serve(each),
         lend: (use, signal, onLent) => source.lend(use, signal, onLent),
       });

@@ -9,7 +9,10 @@ import { attachAccepted, type Reading, tryTakingOver } from '../../../src/connec
 import { blindTunnel } from '../../../src/connectors/http/connect.ts';
 import { SocketWire } from '../../../src/connectors/http/wire.ts';
 import { Admission } from '../../../src/core/admission.ts';
+import { Relays } from '../../../src/core/relay.ts';
 import { ClientSession, type SessionReport } from '../../../src/core/session.ts';
+
+const relays = Relays.start({ engine: 'auto', dedicatedSessions: 4 });
 
 interface Scene {
   /** A client that has asked for a tunnel. */
@@ -43,6 +46,7 @@ async function scene(t: TestContext, how: Reading, permits: (address: string) =>
       drainTimeout: 1000,
       onRotation: 'keep',
       admission: new Admission('s', 10),
+      relay: relays.relay,
       lend: () => assert.fail(),
       serve: async (each) => {
         each.admit();
