@@ -7,8 +7,13 @@ import { refuseAborted, untilAborted, whyAborted } from './deadline.ts';
 const maxOutput = 64 * 1024;
 /** Programs of one provider at once; more wait for their turn. */
 const mostAtOnce = 8;
-/** Milliseconds that a program gets to end after SIGTERM, and that its output may stay open after its end. */
+/** Milliseconds that a program gets to end after SIGTERM. */
 const grace = 1000;
+/**
+ * Milliseconds that a program's output may stay open after its end. Another one that is started at that moment holds it, too,
+ * between its fork and its exec, which on a busy machine takes a while.
+ */
+const outputGrace = 3000;
 
 /** A program to run for what it prints. */
 export interface Program {
@@ -137,9 +142,9 @@ export class Programs {
       // A busy event loop looks at its timers before its pipes, so the time alone proves nothing.
       const lookOnce = () =>
         setImmediate(() => {
-          if (!settled) held = setTimeout(leftOpen, grace / 10);
+          if (!settled) held = setTimeout(leftOpen, outputGrace / 10);
         });
-      held = setTimeout(lookOnce, grace);
+      held = setTimeout(lookOnce, outputGrace);
       if (settled) clearTimeout(held);
     });
     child.on('close', (code, killedBy) => {

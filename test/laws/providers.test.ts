@@ -98,7 +98,8 @@ samples['conjur'] = async (cleanup) => {
 samples['exec'] = async () => {
   const script = `case $1 in 1) echo ${first};; 2) echo '{"a":{"b":"${second}"}}';; *) exit 1;; esac`;
   return {
-    open: () => open('exec', { command: ['/bin/sh', '-c', script, 'sh', '{}'] }),
+    // Fifty at once take a while on a busy machine.
+    open: () => open('exec', { command: ['/bin/sh', '-c', script, 'sh', '{}'], timeout: '60s' }),
     references: ['1', '2#a.b'],
     missing: 'none',
     hung: undefined,

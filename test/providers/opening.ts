@@ -38,7 +38,7 @@ export function open(
 
 /** The values of a grant as text. */
 export async function texts(provider: Provider, ...references: string[]): Promise<string[]> {
-  const { secrets } = await provider.fetch(references, AbortSignal.timeout(10_000));
+  const { secrets } = await provider.fetch(references, AbortSignal.timeout(60_000));
   return secrets.map((secret) => secret.reveal().toString('utf8'));
 }
 
