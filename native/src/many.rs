@@ -11,7 +11,7 @@ use crate::flow::{Ends, Flow, Step, Until, Wire};
 use crate::os::sockets::{
     BROKEN, Bell, FINISHED, NOTHING_READY, Poll, READABLE, Ready, Socket, WRITABLE, without_signals,
 };
-use crate::session::{Event, Events, Session, Side, locked};
+use crate::session::{Break, Event, Events, Session, Side, locked};
 
 /// Read at once: what a session holds for a slow receiver is never more.
 const BUFFER: usize = 64 * 1024;
@@ -112,6 +112,8 @@ struct Worker {
 struct Relayed {
     session: Arc<Session>,
     flow: Flow,
+    /// Which end broke off, but not what closing it ourselves looks like.
+    broke: Option<Break>,
     /// JavaScript has heard that the upstream has finished, and that it has broken off.
     told: (bool, bool),
 }
@@ -190,11 +192,15 @@ impl Worker {
         let mut relayed = Relayed {
             session,
             flow,
+            broke: None,
             told: (false, false),
         };
         if let Some(errno) = failed {
             // The kernel has no place for more: neither end's fault, but the client's connection cannot go on.
-            relayed.flow.break_off(Side::Upstream, errno);
+            relayed.broke = Some(Break {
+                side: Side::Upstream,
+                errno,
+            });
         }
         self.slots[slot as usize] = Some(relayed);
         if failed.is_some() {
@@ -210,7 +216,12 @@ impl Worker {
         if relayed.session.is_closing() {
             return self.end(slot);
         }
-        let Relayed { session, flow, told } = relayed;
+        let Relayed {
+            session,
+            flow,
+            broke,
+            told,
+        } = relayed;
         let buffer = &mut self.buffer;
         let mut step = Step::Waits;
         if ready & WRITABLE != 0 && flow.has_backlog(side.other()) {
@@ -235,6 +246,10 @@ impl Worker {
                 step = flow.advance(&**session, Side::Client, buffer, Until::Nothing);
             }
         }
+        if session.is_closing() {
+            return self.end(slot);
+        }
+        *broke = flow.broke();
         if step == Step::Over {
             return self.end(slot);
         }
@@ -253,7 +268,7 @@ impl Worker {
     }
 
     fn end(&mut self, slot: u32) {
-        let Some(Relayed { session, flow, .. }) = self.slots.get_mut(slot as usize).and_then(Option::take)
+        let Some(Relayed { session, broke, .. }) = self.slots.get_mut(slot as usize).and_then(Option::take)
         else {
             return;
         };
@@ -261,7 +276,6 @@ impl Worker {
         for side in [Side::Client, Side::Upstream] {
             self.poll.forget(session.socket(side));
         }
-        let broke = flow.broke();
         if broke.is_some_and(|broke| broke.side == Side::Client) {
             session.socket(Side::Upstream).reset_when_closed();
         }

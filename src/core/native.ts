@@ -81,6 +81,7 @@ export function loadNative(environment: NodeJS.ProcessEnv = process.env): Native
         const native = require(name) as Partial<Native>;
         const version = native.apiVersion?.();
         if (version !== API_VERSION) throw new NotUsable(`is of version ${version ?? 0}, not ${API_VERSION}`);
+        if (!native.Relays) throw new NotUsable('has no relay for this system');
         proveUsable(native as Native);
         return { native: native as Native, from: name };
       } catch (thrown) {
