@@ -9,13 +9,21 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-const NODE: &str = "/usr/local/bin/node";
-const MAIN: &str = "/app/dist/main.js";
+const NODE: &str = given(option_env!("LAUNCHER_NODE"), "/usr/local/bin/node");
+const MAIN: &str = given(option_env!("LAUNCHER_MAIN"), "/app/dist/main.js");
 /// What `bin/postern` gives Node.js.
 const FLAGS: [&str; 1] = ["--use-system-ca"];
 /// Node.js takes no notice of a small memory limit: under one of 192 MiB its heap may grow to 259. At half of the limit a leak
 /// is an error with a trace, and not a kill.
 const HEAP: &str = "--max-old-space-size-percentage=50";
+
+/// What the compiler was given, for the tests: at run time nothing can change what is started.
+const fn given(path: Option<&'static str>, usual: &'static str) -> &'static str {
+    match path {
+        Some(path) => path,
+        None => usual,
+    }
+}
 
 /// Exit code of the program for a start that cannot be.
 const CANNOT_START: u8 = 2;
