@@ -506,7 +506,7 @@ export class Broker {
 /** Whoever opened the socket may not let in more than the configuration does (`exposed: true`). Throws LISTEN_FAILED. */
 function refuseWider(socket: ListeningSocket, listenOn: Address): ListeningSocket {
   if (isLocal(socket.address) || !isLocal(listenOn)) return socket;
-  socket.server.close();
+  socket.close();
   const [given, configured] = [socket.address, listenOn].map(formatAddress);
   throw new PosternError(
     'LISTEN_FAILED',

@@ -19,6 +19,8 @@ export const acceptance = {
 export interface ListeningSocket {
   readonly address: Address;
   readonly server: Server;
+  /** Lets go of it, where nobody serves it. */
+  close(): void;
   /** From here on `serve` owns every client. */
   serve(serve: (socket: Socket) => void): void;
 }

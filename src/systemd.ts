@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import type { Logger } from 'pino';
 
@@ -117,16 +117,40 @@ export class InheritedSocket {
     } catch {
       return undefined;
     }
+    // Nothing that waits for a service keeps the process from ending.
+    server.unref();
     const found = server.address();
-    if (typeof found === 'string') return new InheritedSocket(name, { kind: 'unix', path: found }, server);
-    if (found === null) return undefined;
-    return new InheritedSocket(name, { kind: 'tcp', host: found.address, port: found.port }, server);
+    if (found !== null && typeof found !== 'string')
+      return new InheritedSocket(name, { kind: 'tcp', host: found.address, port: found.port }, server);
+    const path = server.listening ? pathOf(fd) : undefined;
+    if (path === undefined) return undefined;
+    return new InheritedSocket(name, { kind: 'unix', path }, server);
   }
 
   /** From here on `serve` owns every client. */
   serve(serve: (socket: Socket) => void): void {
     this.#serve = serve;
+    this.server.ref();
     for (const socket of this.#early.splice(0)) serve(socket);
+  }
+
+  /** Lets go of it: the service manager keeps its own end. */
+  close(): void {
+    this.server.close();
+    for (const socket of this.#early.splice(0)) socket.destroy();
+  }
+}
+
+/** The path of a unix socket, which Node.js does not ask a descriptor for: proc(5), `/proc/net/unix`. */
+function pathOf(fd: number): string | undefined {
+  try {
+    const inode = /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`))?.[1];
+    const lines = readFileSync('/proc/net/unix', 'utf8').split('\n');
+    // Num RefCount Protocol Flags Type St Inode Path
+    const line = lines.find((each) => each.trim().split(/\s+/)[6] === inode);
+    return /^(?:\S+\s+){7}(\/.*)$/.exec(line?.trim() ?? '')?.[1];
+  } catch {
+    return undefined;
   }
 }
 
@@ -162,11 +186,12 @@ export class InheritedSockets {
     return at === -1 ? undefined : this.#sockets.splice(at, 1)[0];
   }
 
-  /** Lets go of what no service wanted: systemd keeps its own end, and clients get no answer there. */
+  /** Lets go of what no service wanted. */
   closeRest(): void {
-    for (const { name, address, server } of this.#sockets.splice(0)) {
+    for (const socket of this.#sockets.splice(0)) {
+      const { name, address } = socket;
       this.#log.warn({ name, address: formatAddress(address) }, 'no service wants a socket from systemd');
-      server.close();
+      socket.close();
     }
   }
 }
