@@ -1,6 +1,7 @@
 import { Socket } from 'node:net';
 
 import { descriptorOf, type Native, type NativeEngine, type NativeEvent } from './native.ts';
+import { watchSilence } from './relay-silence.ts';
 
 /** A session that the addon relays. */
 export interface NativeHandle {
@@ -105,7 +106,7 @@ class Handed implements NativeHandle {
   readonly #id: number;
   readonly #settle: (end: Awaited<NativeHandle['ended']>) => void;
   #final: NativeHandle['bytes'] | undefined;
-  #watch: NodeJS.Timeout | undefined;
+  #stopWatch: (() => void) | undefined;
   #patience: NodeJS.Timeout | undefined;
 
   constructor(engine: NativeEngine, id: number) {
@@ -127,7 +128,7 @@ class Handed implements NativeHandle {
   }
 
   end({ side, errno, fromClient, fromUpstream }: NativeEvent): void {
-    clearInterval(this.#watch);
+    this.#stopWatch?.();
     clearTimeout(this.#patience);
     this.#final = { fromClient, fromUpstream };
     this.#settle({ side, errno });
@@ -137,16 +138,9 @@ class Handed implements NativeHandle {
     this.#patience ??= setTimeout(() => this.close(), milliseconds).unref();
   }
 
-  /** Compares the byte counters now and then, so that the relay itself pays nothing for it. */
+  /** Whoever waits for a server waits for nothing now. */
   watchSilence(): void {
-    const ticks = 4;
-    let seen = -1;
-    let silent = 0;
-    this.#watch = setInterval(() => {
-      const { fromClient, fromUpstream } = this.bytes;
-      silent = fromClient + fromUpstream === seen ? silent + 1 : 0;
-      seen = fromClient + fromUpstream;
-      if (silent >= ticks) this.close();
-    }, SERVER_GONE_TIMEOUT / ticks).unref();
+    const total = () => this.bytes.fromClient + this.bytes.fromUpstream;
+    this.#stopWatch ??= watchSilence(SERVER_GONE_TIMEOUT, total, () => this.close());
   }
 }

@@ -1,12 +1,14 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 
+import { nativeTargets } from '../../src/core/native.ts';
 import { psql } from '../support/clients/psql.ts';
 import { capture, run } from '../support/servers/process.ts';
 import { canary, server } from '../support/servers.ts';
@@ -165,6 +167,38 @@ admin: off
     child.kill('SIGTERM');
     assert.deepEqual(await ended, [0, null]);
     for (const secret of Object.values(canary)) assert.ok(!output.includes(secret));
+  });
+});
+
+describe('the package of the compiled relay', () => {
+  const target = nativeTargets()[0] ?? '';
+  const built = existsSync(join(root, `native/postern-native.${target}.node`));
+
+  it('is found by the package of Postern that it is installed beside', { skip: !built }, async () => {
+    const load = async (env: NodeJS.ProcessEnv = {}) => {
+      const found = new URL('node_modules/postern/dist/core/native.js', pathToFileURL(`${project}/`));
+      const code = `import { loadNative } from '${found.href}'; console.log(JSON.stringify(loadNative()));`;
+      const { stdout } = await run(process.execPath, ['--input-type=module', '-e', code], {
+        cwd: project,
+        env: { ...environment, ...env },
+      });
+      return JSON.parse(stdout) as { readonly from?: string; readonly reason?: string };
+    };
+    assert.match((await load()).reason ?? '', /^there is no binary for /);
+
+    const packages = join(work, 'native');
+    await run(process.execPath, [join(root, 'scripts/native-packages.ts'), packages], { cwd: root });
+    const { stdout } = await run('npm', ['pack', '--pack-destination', work], {
+      cwd: join(packages, target),
+      env: environment,
+    });
+    await run('npm', ['install', '--no-save', join(work, stdout.trim())], {
+      cwd: project,
+      env: environment,
+      timeout: 120_000,
+    });
+    assert.equal((await load()).from, `@postern/native-${target}`);
+    assert.match((await load({ POSTERN_NATIVE: 'off' })).reason ?? '', /^POSTERN_NATIVE=off /);
   });
 });
 
