@@ -35,8 +35,18 @@ fn main() -> ExitCode {
     }
     let mut node = Command::new(NODE);
     node.args(FLAGS).arg(HEAP).arg(MAIN).args(env::args_os().skip(1));
-    for (name, _) in env::vars_os().filter(|(name, _)| changes_the_program(name)) {
-        eprintln!("postern: {} is not obeyed in the image", name.to_string_lossy());
+    let mut taken: Vec<_> = env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| changes_the_program(name))
+        .collect();
+    if !taken.is_empty() {
+        taken.sort();
+        eprintln!(
+            "postern: not obeyed in the image: {}",
+            taken.join(OsStr::new(", ")).to_string_lossy()
+        );
+    }
+    for name in &taken {
         node.env_remove(name);
     }
     let error = node.exec();
@@ -46,12 +56,15 @@ fn main() -> ExitCode {
 
 /// Whether a variable would have Node.js, its OpenSSL or the loader run, print or write down something before the first
 /// line of the program: a debugger (NODE_OPTIONS), foreign code (LD_PRELOAD, OPENSSL_CONF), the headers of every
-/// request (NODE_DEBUG). They come with an environment that was meant for another program.
+/// request (NODE_DEBUG). They come with an environment that was meant for another program. Whole families, because the
+/// next release of Node.js may know more of them.
 fn changes_the_program(name: &OsStr) -> bool {
     let name = name.as_bytes();
     // An additional CA is a matter of configuration, and documented.
     name != b"NODE_EXTRA_CA_CERTS"
-        && (["NODE_", "LD_", "OPENSSL_"].iter().any(|family| name.starts_with(family.as_bytes()))
+        && (["NODE_", "LD_", "OPENSSL_"]
+            .iter()
+            .any(|family| name.starts_with(family.as_bytes()))
             || name == b"GLIBC_TUNABLES")
 }
 
@@ -79,7 +92,10 @@ fn forbid_core_dumps() -> std::io::Result<()> {
     // 0 forbids a file, but a core_pattern that is a pipe takes no notice of it; of 1 it does (fs/coredump.c), and one
     // byte is no file either. A hard limit of 0 cannot be raised to it.
     let one_byte = limit.hard.min(1);
-    limit = ResourceLimit { soft: one_byte, hard: one_byte };
+    limit = ResourceLimit {
+        soft: one_byte,
+        hard: one_byte,
+    };
     // SAFETY: as above; it is only read.
     if unsafe { setrlimit(RLIMIT_CORE, &limit) } != 0 {
         return Err(std::io::Error::last_os_error());

@@ -123,10 +123,8 @@ describe('the image', () => {
     ]);
     assert.equal(code, 0);
     assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
-    assert.deepEqual(
-      new Set(stderr.trim().split('\n')),
-      new Set(Object.keys(variables).map((name) => `postern: ${name} is not obeyed in the image`)),
-    );
+    const names = Object.keys(variables).toSorted((a, b) => (a < b ? -1 : 1));
+    assert.equal(stderr, `postern: not obeyed in the image: ${names.join(', ')}\n`);
   });
 
   it('takes psql to PostgreSQL with a password from Vault, and ends in order', async (t) => {

@@ -108,11 +108,9 @@ describe('the launcher of the image', () => {
     const launched = await launch(t, { ...good, ...bad });
     if (!launched) return;
     assert.deepEqual(new Set(launched.seen.names), new Set(['HOME', ...Object.keys(good)]));
-    const said = launched.stderr.split('\n').filter((line) => line.endsWith('is not obeyed in the image'));
-    assert.deepEqual(
-      new Set(said),
-      new Set(Object.keys(bad).map((name) => `postern: ${name} is not obeyed in the image`)),
-    );
+    const names = Object.keys(bad).toSorted((a, b) => (a < b ? -1 : 1));
+    const said = launched.stderr.split('\n').filter((line) => line.startsWith('postern: '));
+    assert.deepEqual(said, [`postern: not obeyed in the image: ${names.join(', ')}`]);
     assert.ok(!launched.stderr.includes('evil'), 'names, and no values');
   });
 

@@ -14,6 +14,8 @@ set -- --network host --tag "$image"
 [ -z "${BASE:-}" ] || set -- "$@" --build-arg "BASE=$BASE"
 [ -z "${RUNTIME_BASE:-}" ] || set -- "$@" --build-arg "RUNTIME_BASE=$RUNTIME_BASE"
 [ -z "${RUST_BASE:-}" ] || set -- "$@" --build-arg "RUST_BASE=$RUST_BASE"
+[ -z "${REVISION:-}" ] || set -- "$@" --build-arg "REVISION=$REVISION"
+set -- "$@" --build-arg "VERSION=$(sed -n 's/^  "version": "\(.*\)",$/\1/p' package.json)"
 [ -z "${NPM_CONFIG_REGISTRY:-}" ] || set -- "$@" --build-arg "NPM_CONFIG_REGISTRY=$NPM_CONFIG_REGISTRY"
 docker build "$@" .
 IMAGE=$image exec sh scripts/with-node.sh test/run.ts test/image/image.ts
