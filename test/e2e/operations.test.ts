@@ -446,7 +446,8 @@ describe('health and metrics', { timeout: 60_000 }, () => {
       new RegExp(`^service db: listening on tcp://127\\.0\\.0\\.1:${postern.port('db')}, 0 of`, 'm'),
     );
     assert.match(text, /^provider bao: ok$/m);
-    assert.equal((await postern.admin('/')).status, 404);
+    assert.equal((await postern.admin('/')).status, 200);
+    assert.equal((await postern.admin('/nowhere')).status, 404);
     assert.equal((await fetch(`${postern.adminUrl}/metrics`, { method: 'POST' })).status, 405);
     assert.equal((await fetch(`${postern.adminUrl}/livez`, { method: 'HEAD' })).status, 200);
     await eventually(
