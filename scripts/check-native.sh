@@ -1,5 +1,5 @@
 #!/bin/sh
-# Lint, format and tests of the compiled half of the relay. `native/README.md` says how to run them under the sanitizers.
+# Lint, format and tests of the compiled half of the relay. `native/README.md` says how to run them under AddressSanitizer.
 set -eu
 cd "$(dirname "$0")/../native"
 if cargo fmt --version >/dev/null 2>&1; then cargo fmt --check; fi
