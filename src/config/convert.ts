@@ -99,7 +99,7 @@ function joined(listener: Values, handler: Values): Values {
 /** A service while it is written: `note` says something in front of one of its keys. */
 interface Writing {
   readonly service: Values;
-  note(path: readonly string[], comment: string): void;
+  readonly note: (path: readonly string[], comment: string) => void;
 }
 
 const known = new Set(['postgres', 'pg', 'mysql', 'http', ...secretlessHttp]);
@@ -311,7 +311,9 @@ function convertHttp({ service, note }: Writing, connector: string, given: Value
         ? "Kept: its `authenticateURLsMatching` is not of the form ^http://host/, so no rule of Postern's own says the same."
         : "Kept: nothing in Postern's own connector `http` means exactly the same.",
     );
-    if (authenticationStrategyOf(given)) service['config'] = withoutStrategy(given);
+    // The connector has its name by now.
+    const { authenticationStrategy: __, ...kept } = given;
+    if (Object.keys(given).length > 0) service['config'] = kept;
     return;
   }
   for (const key of ['headers', 'queryParams', 'oauth1', 'credentialValidations']) delete config[key];
@@ -333,14 +335,6 @@ function convertHttp({ service, note }: Writing, connector: string, given: Value
       ['config', 'allowPlainHttp'],
       'As in Secretless without `forceSSL`, the credential travels in clear. Better, where the servers speak TLS: `forceTls: true`.',
     );
-}
-
-function authenticationStrategyOf(config: Values): boolean {
-  return config['authenticationStrategy'] !== undefined;
-}
-
-function withoutStrategy({ authenticationStrategy: _, ...config }: Values): Values {
-  return config;
 }
 
 /** A rule that says the same as one of Secretless's expressions, where there is one. */

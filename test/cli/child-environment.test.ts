@@ -112,12 +112,29 @@ describe('the environment of a child', () => {
 
   it('has no credential of any provider, and nothing that the configuration reads or passes on', async () => {
     const secret = [
-      ...['VAULT_TOKEN', 'BAO_TOKEN', 'VAULT_SECRET_ID', 'VAULT_APP_ROLE_ID', 'VAULT_CLIENT_KEY'],
-      ...['CONJUR_AUTHN_API_KEY', 'CONJUR_AUTHN_TOKEN', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'],
-      ...['AZURE_CLIENT_SECRET', 'GOOGLE_APPLICATION_CREDENTIALS', 'OP_SERVICE_ACCOUNT_TOKEN', 'BW_SESSION'],
-      ...['POSTERN_CONFIG', 'PGPASSWORD', 'PGHOSTADDR', 'PGSERVICE', 'MYSQL_PWD'],
+      'VAULT_TOKEN',
+      'BAO_TOKEN',
+      'VAULT_SECRET_ID',
+      'VAULT_APP_ROLE_ID',
+      'VAULT_CLIENT_KEY',
+      'CONJUR_AUTHN_API_KEY',
+      'CONJUR_AUTHN_TOKEN',
+      'AWS_SECRET_ACCESS_KEY',
+      'AWS_SESSION_TOKEN',
+      'AZURE_CLIENT_SECRET',
+      'GOOGLE_APPLICATION_CREDENTIALS',
+      'OP_SERVICE_ACCOUNT_TOKEN',
+      'BW_SESSION',
+      'POSTERN_CONFIG',
+      'PGPASSWORD',
+      'PGHOSTADDR',
+      'PGSERVICE',
+      'MYSQL_PWD',
       // Named in the configuration below.
-      ...['DB_USER', 'DB_USER_FILE', 'MY_SECRET_ID', 'MANAGER_KEY'],
+      'DB_USER',
+      'DB_USER_FILE',
+      'MY_SECRET_ID',
+      'MANAGER_KEY',
     ];
     const harmless = ['VAULT_ADDR', 'VAULT_NAMESPACE', 'AWS_REGION', 'PATH', 'DB_USERNAME', 'PGAPPNAME'];
     const auth = { method: 'approle', roleId: 'app', secretIdEnv: 'MY_SECRET_ID' };

@@ -79,11 +79,11 @@ describe('postern convert', () => {
         parameters: { set: { application_name: 'legacy-app' }, otherwise: 'refuse' },
       },
     );
-    assert.equal((lax?.['tls'] as { mode: string }).mode, 'require');
+    assert.equal((lax?.['tls'] as { mode?: string } | undefined)?.mode, 'require');
     assert.deepEqual(strict?.['allowAuth'], []);
-    const tls = strict?.['tls'] as { mode: string; serverName: string };
+    const tls = strict?.['tls'] as { mode: string; serverName: string } | undefined;
     assert.deepEqual(
-      [tls.mode, tls.serverName, strict?.['host']],
+      [tls?.mode, tls?.serverName, strict?.['host']],
       ['verify-full', 'pg2.internal', 'pg2.example.com:5433'],
     );
     assert.match(text, /# Secretless's default: TLS that does not verify the server[^\n]*\n +mode: require/);

@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -97,7 +98,7 @@ const databases = shared(async () => {
   };
 });
 
-describe('postern exec, with real servers', { timeout: 120_000 }, () => {
+describe('postern exec, with real servers', { timeout: 300_000 }, () => {
   it("logs psql in that was told nothing, over a socket that is this user's alone", async (t) => {
     const at = await databases(t);
     if (!at) return;
@@ -190,7 +191,36 @@ describe('postern exec, with real servers', { timeout: 120_000 }, () => {
   });
 });
 
-describe('the end of postern exec', { timeout: 120_000 }, () => {
+describe('postern exec, for HTTP', { timeout: 300_000 }, () => {
+  it('gives curl a proxy that puts the token into its requests, and the URL of an API', async (t) => {
+    if ((await capture('sh', ['-c', 'command -v curl'])).code !== 0) return t.skip('there is no curl');
+    const seen: string[] = [];
+    const origin = createHttpServer((request, response) => {
+      seen.push(`${request.url} ${request.headers.authorization}`);
+      response.end('served');
+    });
+    await once(origin.listen(0, '127.0.0.1'), 'listening');
+    const at = `http://127.0.0.1:${(origin.address() as { port: number }).port}`;
+    const service = (name: string, where: object) => ({
+      connector: 'http',
+      listenOn: 'tcp://127.0.0.1:0',
+      credentials: { token: `token-of-${name}` },
+      config: { ...where, allowPlainHttp: true, authenticate: { bearer: 'token' } },
+    });
+    const services = {
+      proxy: service('proxy', { match: [`${at}/**`] }),
+      'my-api': service('api', { upstream: at }),
+    };
+    // curl would else go to this machine without a proxy, as the environment says.
+    const script = `curl -s --noproxy '' ${at}/one && curl -s "$MY_API_URL/two"`;
+    const { code, stdout, stderr } = await exec({ services }, ['sh', '-c', script]);
+    origin.close();
+    assert.deepEqual([code, stdout], [0, 'servedserved'], stderr);
+    assert.deepEqual(seen, ['/one Bearer token-of-proxy', '/two Bearer token-of-api']);
+  });
+});
+
+describe('the end of postern exec', { timeout: 300_000 }, () => {
   it('has the exit code of its command, also where a signal ended it', async () => {
     assert.equal((await exec(idle, ['sh', '-c', 'exit 42'])).code, 42);
     assert.equal((await exec(idle, ['sh', '-c', 'kill -TERM $$'])).code, 143);
@@ -288,7 +318,7 @@ async function start(script: string, flags: readonly string[] = []): Promise<Run
   return new Running(spawn(program, words, { env: surroundings(), stdio: ['ignore', 'pipe', 'pipe'] }));
 }
 
-describe('signals to postern exec', { timeout: 120_000 }, () => {
+describe('signals to postern exec', { timeout: 300_000 }, () => {
   it('reach the command, whose answer decides', async () => {
     for (const signal of ['TERM', 'INT', 'USR1'] as const) {
       const running = await start(
