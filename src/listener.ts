@@ -34,12 +34,13 @@ export interface ListenerEvents {
 
 /** Accepts the clients of one address until it is closed. No failed accept and no failed session ends it. */
 export class Listener {
+  /** Where it really listens, or did: the port is known when the configuration said 0. */
+  readonly address: Address;
   readonly #server: Server;
-  readonly #address: Address;
 
   private constructor(server: Server, address: Address) {
     this.#server = server;
-    this.#address = address;
+    this.address = address.kind === 'unix' ? address : addressOf(server);
   }
 
   /** Opens a TCP or unix socket. `socketMode` is the mode of a unix socket, such as 0o600. Throws LISTEN_FAILED. */
@@ -78,20 +79,13 @@ export class Listener {
     return new Listener(socket.server, socket.address);
   }
 
-  /** Where it really listens: the port is known when the configuration said 0. */
-  get address(): Address {
-    if (this.#address.kind === 'unix') return this.#address;
-    const { address, port } = this.#server.address() as AddressInfo;
-    return { kind: 'tcp', host: address, port };
-  }
-
   /** Changes the mode of a unix socket; nothing for TCP. Throws LISTEN_FAILED. */
   async permit(socketMode: number): Promise<void> {
-    if (this.#address.kind !== 'unix') return;
+    if (this.address.kind !== 'unix') return;
     try {
-      await chmod(this.#address.path, socketMode);
+      await chmod(this.address.path, socketMode);
     } catch (cause) {
-      throw cannotListen(this.#address, reasonOf(cause), cause);
+      throw cannotListen(this.address, reasonOf(cause), cause);
     }
   }
 
@@ -99,6 +93,12 @@ export class Listener {
   close(): void {
     this.#server.close();
   }
+}
+
+/** A server that is closed has none any more. */
+function addressOf(server: Server): Address {
+  const { address, port } = server.address() as AddressInfo;
+  return { kind: 'tcp', host: address, port };
 }
 
 /**

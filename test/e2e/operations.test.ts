@@ -107,10 +107,12 @@ describe('SIGTERM', { timeout: 60_000 }, () => {
     postern.signal('SIGTERM');
     await postern.logged((line) => line.msg === 'stopping');
     await assert.rejects(application(port), { code: 'ECONNREFUSED' });
-    const { status, text } = await postern.admin('/readyz');
-    assert.deepEqual([status, text], [503, 'draining\n']);
+    assert.deepEqual(await postern.admin('/readyz'), { status: 503, text: 'draining\n' });
     assert.equal((await postern.admin('/livez')).status, 200);
     assert.equal(await postern.metric('postern_sessions_active', { service: 'db' }), 2);
+    const status = JSON.parse((await postern.admin('/status')).text) as Record<string, unknown>;
+    assert.equal(status['state'], 'draining');
+    assert.match((await postern.admin('/')).text, /Draining/);
     assert.equal((await answer).rows[0]?.answer, 42);
     await asking.end();
     assert.equal((await inTransaction.query('select 1')).rowCount, 1);
