@@ -16,8 +16,10 @@ Named templates for a chart of your own, which has this one as a dependency. The
 {{- else }}
   lifecycle:
     postStart:
-      exec: { command: [postern, wait, --timeout, 60s] }
+      exec: { command: [postern, wait, --admin-listen, "tcp://127.0.0.1:{{ int .Values.adminPort }}", --timeout, 60s] }
+    {{- if gt (int .Values.sidecar.preStopSeconds) 0 }}
     preStop: {{- include "postern.pause" (dict "root" . "seconds" .Values.sidecar.preStopSeconds) | nindent 6 }}
+    {{- end }}
 {{- end }}
 {{- end }}
 
