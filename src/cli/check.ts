@@ -64,7 +64,7 @@ export async function check(words: readonly string[], environment: NodeJS.Proces
 /** `orders-db: logged in as app (scram-sha-256) in 12 ms`, or why not. */
 export function describeLogin({ service, outcome, milliseconds }: Login): string {
   return outcome instanceof PosternError
-    ? `${service}: FAILED ${outcome.code} after ${milliseconds} ms: ${outcome.message}`
+    ? `${service}: FAILED ${outcome.code}: ${outcome.message} (${milliseconds} ms)`
     : `${service}: ${outcome} (${milliseconds} ms)`;
 }
 
