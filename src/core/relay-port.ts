@@ -213,15 +213,14 @@ let reading: DirectPort | undefined;
 /** The buffer that the socket which was just read is to read into next; undefined: the same. */
 let next: Buffer | undefined;
 
-const nothing = Buffer.alloc(0);
-const portSymbol = Symbol('port');
-type OwnSocket = Socket & { [portSymbol]: DirectPort };
-
-/** Called by the socket for each read. */
-function hasRead(this: OwnSocket, length: number, buffer: Buffer): boolean {
-  next = this[portSymbol].hasRead(buffer, length);
-  return true;
+function handOut(port: DirectPort, user: PortUser, bytes: Buffer): void {
+  const before = reading;
+  reading = port;
+  user.onBytes(bytes);
+  reading = before;
 }
+
+const nothing = Buffer.alloc(0);
 
 /** Called by the socket behind each read. */
 function nextBuffer(): Buffer | undefined {
@@ -250,8 +249,10 @@ class DirectPort implements Port {
   #lease: Lease | undefined;
   /** A write still refers to the lease: the next read needs another one. */
   #leaseTaken = false;
+  /** The lease is given back when the socket closes. */
+  #givesBack = false;
   #writing = false;
-  #queue: Buffer[] = [];
+  #queue: Buffer[] | undefined;
   #queued = 0;
   /** `put` has said that there is no room. */
   #full = false;
@@ -266,14 +267,12 @@ class DirectPort implements Port {
 
   start(user: PortUser): void {
     this.#user = user;
-    const socket = this.#socket as OwnSocket & Record<symbol, unknown>;
+    const socket = this.#socket as Socket & Record<symbol, unknown>;
     socket.on('end', () => user.onEnd());
-    socket.on('close', () => this.#leave());
     const early = socket.read() as Buffer | null;
     if (socket.writableLength > 0) this.#waitForStream();
-    socket[portSymbol] = this;
     socket[this.#internals.buffer] = shared;
-    socket[this.#internals.callback] = hasRead;
+    socket[this.#internals.callback] = (length: number, buffer: Buffer) => this.#hasRead(length, buffer);
     socket[this.#internals.generator] = nextBuffer;
     this.#handle.useUserBuffer(shared);
     if (early) user.onBytes(early);
@@ -314,17 +313,19 @@ class DirectPort implements Port {
     saveLastWords(this.#socket, heard, () => this.#lease?.bytes ?? shared);
   }
 
-  /** Hands out what was read, and says what to read into next. */
-  hasRead(buffer: Buffer, length: number): Buffer | undefined {
-    const before = reading;
-    reading = this;
-    this.#user?.onBytes(buffer.subarray(0, length));
-    reading = before;
+  /** Called by the socket for each read. */
+  #hasRead(length: number, buffer: Buffer): boolean {
+    if (this.#user) handOut(this, this.#user, buffer.subarray(0, length));
+    next = this.#bufferAfter(length);
+    return true;
+  }
+
+  #bufferAfter(length: number): Buffer | undefined {
     if (length > LARGE) {
       if (this.#lease && !this.#leaseTaken) return undefined;
       this.#leave();
       // The close has given back what there was, and does not come again.
-      if (!this.#socket.closed) this.#lease = newLease();
+      if (!this.#socket.destroyed) this.#takeLease();
       return this.#lease?.bytes ?? shared;
     }
     if (!this.#lease) return undefined;
@@ -339,9 +340,9 @@ class DirectPort implements Port {
       this.#broken(status);
       return;
     }
-    if (this.#queued > 0) {
+    if (this.#queue) {
       const bytes = this.#queue.length === 1 ? (this.#queue[0] as Buffer) : Buffer.concat(this.#queue);
-      this.#queue = [];
+      this.#queue = undefined;
       this.#queued = 0;
       if (this.#tls) this.#writeEncrypted(bytes);
       else this.#write(bytes, undefined);
@@ -362,7 +363,15 @@ class DirectPort implements Port {
     this.#socket.write(nothing, (error) => !error && this.hasWritten(0));
   }
 
+  #takeLease(): void {
+    this.#lease = newLease();
+    if (!this.#lease || this.#givesBack) return;
+    this.#givesBack = true;
+    this.#socket.once('close', () => this.#leave());
+  }
+
   #keep(bytes: Buffer): void {
+    this.#queue ??= [];
     this.#queue.push(bytes);
     this.#queued += bytes.length;
   }
