@@ -182,7 +182,7 @@ function target(signal: Signal, environment: Environment, log: Logger): Target |
     return refuse('gRPC is not spoken: OTEL_EXPORTER_OTLP_PROTOCOL=http/json, mostly at port 4318');
   const url = URL.parse(wanted);
   if (!url || !/^https?:$/.test(url.protocol)) return refuse('the endpoint is no URL with http or https');
-  // Built-in modules, not imports: what nobody uses of them stays unloaded (decision 0011).
+  // Built-in modules, not imports: what nobody uses of them stays unloaded (decision 0012).
   const { Agent } = process.getBuiltinModule(url.protocol === 'https:' ? 'node:https' : 'node:http');
   try {
     return {

@@ -3,7 +3,7 @@ import { performance } from 'node:perf_hooks';
 
 import type { Registry } from './registry.ts';
 
-/** How often the event loop is asked how late it is, in milliseconds: 0.02 % of a CPU (decision 0011). */
+/** How often the event loop is asked how late it is, in milliseconds: 0.02 % of a CPU (decision 0012). */
 const SAMPLE_INTERVAL = 1000;
 
 /** What the process uses now. */
