@@ -123,8 +123,9 @@ export class InheritedSocket {
     if (found !== null && typeof found !== 'string')
       return new InheritedSocket(name, { kind: 'tcp', host: found.address, port: found.port }, server);
     const path = server.listening ? pathOf(fd) : undefined;
-    if (path === undefined) return undefined;
-    return new InheritedSocket(name, { kind: 'unix', path }, server);
+    if (path !== undefined) return new InheritedSocket(name, { kind: 'unix', path }, server);
+    if (server.listening) server.close();
+    return undefined;
   }
 
   /** From here on `serve` owns every client. */

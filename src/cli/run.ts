@@ -40,15 +40,17 @@ export async function run(options: Options): Promise<number> {
   process.on('SIGUSR1', reload);
 
   let broker: Broker;
+  const sockets = InheritedSockets.open(process.env, log);
   try {
     const config = await load(options, log);
     warnOfDescriptors(config, log);
-    const sockets = InheritedSockets.open(process.env, log);
     const inherited = (service: string, address: Address) => sockets.take(service, address);
     broker = await Broker.start(config, { log, version, environment: process.env, inherited });
     sockets.closeRest();
     start(broker);
   } catch (thrown) {
+    // Clients that wait in them would keep the process from ending.
+    sockets.closeRest();
     const error = PosternError.from(thrown);
     if (error.code === 'CONFIG_INVALID') process.stderr.write(`${error.message}\n`);
     else log.fatal(describeFailure(error), 'could not start');
