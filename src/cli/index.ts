@@ -91,6 +91,15 @@ const commands: Readonly<Record<string, Command>> = {
       return await ca(words, process.env);
     },
   },
+  inject: {
+    summary:
+      'the webhook that adds the sidecar to pods in Kubernetes; inject --file pod.yaml prints manifests with it',
+    flags: ownFlagHelp.inject,
+    execute: async (words) => {
+      const { inject } = await import('./inject.ts');
+      return await inject(words);
+    },
+  },
   schema: {
     summary: 'print the JSON Schema of the configuration, for editors',
     execute: async () => {

@@ -91,6 +91,17 @@ export const ownFlagHelp = {
     ['--bundle FILE', 'show: also write a file with it and the public ones'],
     ['--file PATH', 'show: where the certificate is, where it is a credential'],
   ],
+  inject: [
+    ['--file PATH', 'print these manifests with the sidecar, instead of serving the webhook; - is the input'],
+    ['-f, --config PATH', 'settings of the injector'],
+    ['--image IMAGE', 'image of the sidecar, before the settings'],
+    ['--all', 'with --file: also pods that do not ask for it, as in a namespace that does'],
+    ['--kube-version VERSION', 'with --file: of the cluster, which has native sidecars since 1.29: 1.29'],
+    ['--listen ADDRESS', 'where the webhook listens: tcp://0.0.0.0:8443'],
+    ['--admin-listen ADDRESS', 'health and metrics: tcp://0.0.0.0:9090, or off'],
+    ['--log-level LEVEL', `${logLevels.join(', ')}; info`],
+    ['--log-format FORMAT', `${logFormats.join(', ')}; json`],
+  ],
 } as const satisfies Readonly<Record<string, readonly FlagHelp[]>>;
 
 /** The flags of the commands that ask a running process, beside their own. */
