@@ -5,11 +5,11 @@ import { type SecureContext, TLSSocket, connect as tlsConnect } from 'node:tls';
 import { pino } from 'pino';
 
 import type { ServiceContext } from '../../src/connectors/connector.ts';
-import { connectors } from '../../src/connectors/index.ts';
 import { Admission } from '../../src/core/admission.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { ClientSession, type SessionReport } from '../../src/core/session.ts';
 import { CredentialSource } from '../../src/lifecycle/source.ts';
+import { connectors } from './plugins.ts';
 
 /** How bytes travel between the ends of a test: through the kernel as they come, or handed on one by one. */
 export const paces = ['as they come', 'one byte at a time'] as const;
