@@ -23,9 +23,9 @@ LABEL org.opencontainers.image.title="Postern" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# One arena for malloc: each thread of Node.js else keeps one of its own, 2 MiB in all.
+# The same of glibc's malloc as in bin/postern: what it would keep without need is 3 MiB.
 ENV NODE_ENV=production \
-    MALLOC_ARENA_MAX=1 \
+    MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 \
     PATH=/nodejs/bin:/usr/local/bin:/usr/bin:/bin
 # Owned by root: the program cannot change itself. It writes nothing, so the root file system may be read-only.
 COPY --from=build /build/package.json /app/package.json

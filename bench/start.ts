@@ -90,7 +90,12 @@ async function startOnce({ args, port }: Program) {
   const began = performance.now();
   const child = spawn(process.execPath, args, {
     stdio: ['ignore', 'pipe', 'inherit'],
-    env: { PATH: process.env['PATH'], NODE_ENV: 'production', MALLOC_ARENA_MAX: '1' },
+    env: {
+      PATH: process.env['PATH'],
+      NODE_ENV: 'production',
+      MALLOC_ARENA_MAX: '1',
+      MALLOC_TRIM_THRESHOLD_: '131072',
+    },
   });
   const { pid = 0 } = child;
   try {
