@@ -5,7 +5,11 @@ import { loadFrom, loadOne, type Table } from '../../src/core/table.ts';
 
 function tableOf(names: readonly string[]): { table: Table<string>; loaded: string[] } {
   const loaded: string[] = [];
-  const entries = names.map((name) => [name, async () => loaded.push(name) && name.toUpperCase()] as const);
+  const load = async (name: string) => {
+    loaded.push(name);
+    return name.toUpperCase();
+  };
+  const entries = names.map((name) => [name, () => load(name)] as const);
   return { table: Object.fromEntries(entries), loaded };
 }
 
