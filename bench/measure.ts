@@ -99,7 +99,7 @@ export async function residentGrowth(
  * The smallest client there is: a StartupMessage, no password to be asked for, and one query, because a pooler that
  * has seen none has no server for the client yet.
  */
-async function openSession(port: number): Promise<Socket> {
+export async function openSession(port: number): Promise<Socket> {
   const socket = connect({ host: '127.0.0.1', port, noDelay: true });
   await once(socket, 'connect');
   const startup = Buffer.from('\0\x03\0\0user\0scram_user\0database\0app\0\0', 'latin1');

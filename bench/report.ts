@@ -1,4 +1,5 @@
 import type { Sample } from './measure.ts';
+import type { StartRow } from './start.ts';
 
 /** Median, least and most. */
 export interface Spread {
@@ -28,6 +29,7 @@ export interface Results {
   readonly facts: Readonly<Record<string, string>>;
   readonly rows: readonly Row[];
   readonly memory: readonly MemoryRow[];
+  readonly start?: readonly StartRow[];
   readonly missing: readonly string[];
 }
 
@@ -62,7 +64,7 @@ export function cpuOf(row: Row, name: string): number[] {
 
 /** The tables, in Markdown. */
 export function markdown(results: Results): string {
-  const { rows, memory, facts, missing, command } = results;
+  const { rows, memory, start = [], facts, missing, command } = results;
   const noisy = rows.filter((row) => noiseOf(row) > NOISY);
   return [
     `Command: \`${command}\``,
@@ -147,6 +149,21 @@ export function markdown(results: Results): string {
         megabytes(all),
         String(sessions),
         `${((all - none) / sessions).toFixed(1)} KiB`,
+      ]),
+    ),
+    ...section(
+      'From the start of the process to ready, and what is resident a second later, after one session and after 100:',
+      ['', 'ready, ms', 'CPU, ms', 'idle', 'after 1', 'after 100'],
+      start.map(({ title, ready, cpu, resident }) => [
+        title,
+        told(ready, whole),
+        told(cpu, whole),
+        ...[0, 1, 2].map((i) =>
+          told(
+            resident.map((each) => each[i] ?? 0),
+            megabytes,
+          ),
+        ),
       ]),
     ),
   ].join('\n');

@@ -11,6 +11,7 @@ import { assembleHttp, type HttpCandidate, type HttpCast, idleHttpMemory, type L
 import { copyOut, fill, idleMemory, pgbench, type Sample } from './measure.ts';
 import { assembleMySql, type MySqlCandidate, type MySqlCast } from './mysql.ts';
 import { type MemoryRow, markdown, type Results, type Row } from './report.ts';
+import { measureStart } from './start.ts';
 
 const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WORD]...
   Compares a PostgreSQL, a MySQL and an HTTP server behind Postern with the same ones reached
@@ -70,6 +71,9 @@ const postgresIds = [
   'copy-tls',
   'memory',
 ];
+
+/** The rows of a start, likewise. */
+const startId = 'start';
 
 /** The rows of MySQL, likewise. */
 const mysqlIds = [
@@ -335,6 +339,8 @@ async function main(words: readonly string[]): Promise<number> {
       ...(http ? httpContests(http, chosen) : []),
     ].filter(({ id }) => wanted(id, chosen));
     const casts = { postgres: postgres || undefined, http: http || undefined };
+    const start =
+      process.platform === 'linux' && wanted(startId, chosen) && (await measureStart(chosen.rounds));
     const results = await Promise.race([interrupted, measureAll(casts, entered, chosen)]);
     if (typeof results === 'number') return 128 + results;
     const versions = {
@@ -346,6 +352,7 @@ async function main(words: readonly string[]): Promise<number> {
       command: ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' '),
       facts: facts(versions, before),
       missing,
+      ...(start && { start }),
       ...results,
     });
     return 0;

@@ -1,6 +1,5 @@
 #!/bin/sh
-# Compiles src to dist: the same modules without types, because Node strips no types below node_modules.
+# Bundles src into dist: without types, because Node strips none below node_modules, and without what is not used.
 set -eu
 cd "$(dirname "$0")/.."
-rm -rf dist
-exec sh scripts/with-node.sh node_modules/typescript/bin/tsc -p tsconfig.build.json
+exec sh scripts/with-node.sh scripts/build.ts

@@ -6,9 +6,13 @@ import { expectation, inputSchema, type JsonSchema } from '../src/config/check.t
 import { usualPlaces, variables } from '../src/config/load.ts';
 import * as schema from '../src/config/schema.ts';
 import type { Connector } from '../src/connectors/connector.ts';
-import { connectors } from '../src/connectors/index.ts';
-import { providers } from '../src/providers/index.ts';
+import { connectors as connectorTable } from '../src/connectors/index.ts';
+import { loadFrom } from '../src/core/table.ts';
+import { providers as providerTable } from '../src/providers/index.ts';
 import type { ProviderKind } from '../src/providers/provider.ts';
+
+const connectors = await loadFrom(connectorTable);
+const providers = await loadFrom(providerTable);
 
 /** The page that is written from the schemas. */
 export const pageFile = fileURLToPath(new URL('../docs/configuration.md', import.meta.url));

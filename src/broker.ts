@@ -15,6 +15,7 @@ import { isLocal } from './config/listen.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
 import { type RelaySettings, Relays } from './core/relay.ts';
+import { loadOne } from './core/table.ts';
 import { LeaseJournal } from './lifecycle/journal.ts';
 import { LeaseOffice } from './lifecycle/leases.ts';
 import type { SourceState } from './lifecycle/source.ts';
@@ -174,7 +175,7 @@ export class Broker {
     const services: Service[] = [];
     try {
       for (const entry of config.providers.values())
-        broker.#providers.set(entry.name, broker.#openProvider(entry));
+        broker.#providers.set(entry.name, await broker.#openProvider(entry));
       for (const entry of config.services) services.push(await broker.#prepare(entry, broker.#providers));
       return await Promise.all(services.map(use));
     } finally {
@@ -288,9 +289,8 @@ export class Broker {
   }
 
   async #apply(config: Config): Promise<void> {
-    const providers = new Map(
-      config.providers.values().map((entry) => [entry.name, this.#openProvider(entry)]),
-    );
+    const providers = new Map<string, OpenProvider>();
+    for (const entry of config.providers.values()) providers.set(entry.name, await this.#openProvider(entry));
     // A certificate is renewed without a change of the configuration.
     const kept = (service: ServiceConfig) =>
       !service.listenTls &&
@@ -404,10 +404,10 @@ export class Broker {
     await provider.revokeLeases(ids, signal);
   }
 
-  #openProvider(config: ProviderConfig): OpenProvider {
+  async #openProvider(config: ProviderConfig): Promise<OpenProvider> {
     const current = this.#providers.get(config.name);
     if (current?.config.fingerprint === config.fingerprint) return current;
-    const kind = kinds[config.kind];
+    const kind = await loadOne(kinds, config.kind);
     if (!kind) throw new PosternError('INTERNAL', `no kind of provider is called "${config.kind}"`);
     const log = this.#context.log.child({ provider: config.name });
     const context = { name: config.name, log, environment: this.#context.environment };

@@ -11,6 +11,7 @@ import { PosternError } from './core/errors.ts';
 import type { Relays } from './core/relay.ts';
 import type { RequestCounters } from './core/request-counters.ts';
 import { ClientSession, type ServiceRuntime } from './core/session.ts';
+import { loadOne } from './core/table.ts';
 import { loadServerContext } from './core/tls.ts';
 import type { LeaseOffice } from './lifecycle/leases.ts';
 import { CredentialSource } from './lifecycle/source.ts';
@@ -76,7 +77,7 @@ export class Service {
     leases: LeaseOffice,
     relays: Relays,
   ): Promise<Service> {
-    const connector = connectors[config.connector];
+    const connector = await loadOne(connectors, config.connector);
     if (!connector) throw new PosternError('INTERNAL', `no connector is called "${config.connector}"`);
     const localTls = config.listenTls && (await loadServerContext(config.listenTls));
     const { loginTimeout, idleTimeout } = config.limits;

@@ -12,6 +12,7 @@ import type { InterceptSettings } from '../connectors/http/authority.ts';
 import { certificatesOf, issueRoot } from '../connectors/http/certificate.ts';
 import { formatAddress } from '../core/address.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
+import { loadOne } from '../core/table.ts';
 import { providers } from '../providers/index.ts';
 import { proxyVariables, trustVariables, urlOf } from './child-environment.ts';
 import { exitCodes } from './exit-codes.ts';
@@ -173,7 +174,7 @@ export async function certificateOf(
   }
   const reference = service.credentials.get('caCert');
   const entry = reference && config.providers.get(reference.provider);
-  const kind = entry && providers[entry.kind];
+  const kind = entry && (await loadOne(providers, entry.kind));
   if (!reference || !kind) throw new PosternError('INTERNAL', 'the certificate has no provider');
   const log = pino({ level: 'silent' });
   const provider = kind.open(entry.settings, { name: entry.name, log, environment });

@@ -6,6 +6,7 @@ import type { Explained, Protocol } from '../connectors/connector.ts';
 import { connectors } from '../connectors/index.ts';
 import { type Address, formatAddress } from '../core/address.ts';
 import { PosternError } from '../core/errors.ts';
+import { loadOne } from '../core/table.ts';
 import { exitCodes } from './exit-codes.ts';
 import { commonFlags, optionsOf, parseWords, UsageError } from './options.ts';
 
@@ -248,7 +249,7 @@ async function explainUrl(config: Config, asked: Asked): Promise<Answer[]> {
   if (speaking.length === 0)
     throw new PosternError('CONFIG_INVALID', 'no service of the configuration speaks HTTP');
   const listeners = [...Map.groupBy(speaking, listenerOf).values()];
-  const answers = listeners.map((services) => answerOf(services, asked, config));
+  const answers = await Promise.all(listeners.map((services) => answerOf(services, asked, config)));
   // Who asks for a listener's own URL does not want to hear what the others are no proxies for.
   const own = answers.filter((_, i) => isOwn(listeners[i]?.[0]?.listenOn, asked.url));
   return own.length > 0 ? own : answers;
@@ -271,10 +272,10 @@ function isOwn(address: Address | undefined, url: URL): boolean {
   return port === address.port && isLoopback(url.hostname.replace(/^\[|\]$/g, ''));
 }
 
-function answerOf(services: readonly ServiceConfig[], asked: Asked, config: Config): Answer {
+async function answerOf(services: readonly ServiceConfig[], asked: Asked, config: Config): Promise<Answer> {
   const listener = listenerOf(services[0] as ServiceConfig);
   const common = { listener, services: services.map(({ name }) => name) };
-  const protocols = services.map(openIdle);
+  const protocols = await Promise.all(services.map(openIdle));
   try {
     const [first] = protocols;
     first?.join?.(protocols);
@@ -295,14 +296,14 @@ function answerOf(services: readonly ServiceConfig[], asked: Asked, config: Conf
 }
 
 /** The service as it would be opened, but for what it would read or fetch. */
-function openIdle({ name, connector, settings, limits }: ServiceConfig): Protocol {
+async function openIdle({ name, connector, settings, limits }: ServiceConfig): Promise<Protocol> {
   const { intercept, ...rest } = settings as { readonly intercept?: object };
   const idle = {
     ...rest,
     reads: 'data',
     ...(intercept && { intercept: { ...intercept, caCert: undefined } }),
   };
-  const opened = connectors[connector]?.open(idle, {
+  const opened = (await loadOne(connectors, connector))?.open(idle, {
     name,
     log: pino({ level: 'silent' }),
     loginTimeout: limits.loginTimeout,

@@ -103,8 +103,8 @@ const commands: Readonly<Record<string, Command>> = {
   schema: {
     summary: 'print the JSON Schema of the configuration, for editors',
     execute: async () => {
-      const { jsonSchema } = await import('../config/schema.ts');
-      return print(JSON.stringify(jsonSchema(), null, 2));
+      const { schema } = await import('./schema.ts');
+      return print(JSON.stringify(await schema(), null, 2));
     },
   },
   completion: {

@@ -1,7 +1,6 @@
-import { readFile } from 'node:fs/promises';
+import manifest from '../../package.json' with { type: 'json' };
 
-/** The version of this package; its package.json is one folder above `src` as well as above `dist`. */
+/** The version of this package, which a build takes into its bundle. */
 export async function packageVersion(): Promise<string> {
-  const text = await readFile(new URL('../../package.json', import.meta.url), 'utf8');
-  return (JSON.parse(text) as { version: string }).version;
+  return manifest.version;
 }

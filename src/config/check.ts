@@ -5,6 +5,9 @@ import { listenAddress } from './listen.ts';
 import { child, follow, type Located, plain, type Report, suggestion } from './report.ts';
 import type { Path } from './yaml.ts';
 
+// A configuration is parsed once: compiling its schemas to code would cost more time and memory than it saves.
+z.config({ jitless: true });
+
 /** The part of JSON Schema that zod writes and this program reads. */
 export interface JsonSchema {
   readonly type?: string;

@@ -3,11 +3,14 @@ import { open, readdir, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 
+import type { Connector } from '../connectors/connector.ts';
 import { connectors as allConnectors } from '../connectors/index.ts';
 import { formatAddress } from '../core/address.ts';
 import { PosternError, reasonOf } from '../core/errors.ts';
 import type { RelaySettings } from '../core/relay.ts';
+import { loadFrom, type Table } from '../core/table.ts';
 import { providers as allProviders } from '../providers/index.ts';
+import type { ProviderKind } from '../providers/provider.ts';
 import { check, checkOutside } from './check.ts';
 import type {
   AdminConfig,
@@ -44,7 +47,10 @@ import {
 import { parseYaml, type Tree } from './yaml.ts';
 
 /** What a configuration depends on apart from its files. */
-export interface LoadContext extends Partial<schema.Tables> {
+export interface LoadContext {
+  /** What can be named, where that is not what Postern has. */
+  readonly connectors?: Table<Connector>;
+  readonly providers?: Table<ProviderKind>;
   readonly environment?: Readonly<Record<string, string | undefined>>;
   /** What the command line says; it beats the environment, which beats the file. */
   readonly overrides?: Overrides;
@@ -82,7 +88,8 @@ export async function loadConfig(paths: readonly string[], context: LoadContext 
 export async function readConfig(paths: readonly string[], context: LoadContext = {}): Promise<Reading> {
   const report = new Report();
   const files = await readFiles(paths, context, report);
-  const config = files.length > 0 ? assemble(files, context, report) : undefined;
+  const config =
+    files.length > 0 ? assemble(files, await choose(files, context), context, report) : undefined;
   report.sort();
   return Object.freeze({
     config: report.problems.length > 0 ? undefined : freeze(config),
@@ -231,11 +238,38 @@ function checkVersion(top: Located, report: Report): boolean {
 
 // ── the whole ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-function assemble(files: readonly Located[], context: LoadContext, report: Report): Config {
-  const tables: schema.Tables = {
-    connectors: context.connectors ?? allConnectors,
-    providers: context.providers ?? allProviders,
+/** The plug-ins that a configuration names, and the names of all that it could have named. */
+interface Choice extends schema.Plugins {
+  readonly names: { readonly connectors: readonly string[]; readonly providers: readonly string[] };
+}
+
+/** Loads what the files name, wherever it stands: whether they say it rightly is seen later. */
+async function choose(
+  files: readonly Located[],
+  { connectors = allConnectors, providers = allProviders }: LoadContext,
+): Promise<Choice> {
+  const [named, kinds] = [new Set<string>(), new Set<string>([literal])];
+  for (const file of files) {
+    for (const [, service] of children(child(file, 'services'))) {
+      named.add(connectorOf(service) ?? '');
+      for (const [, credential] of children(child(service, 'credentials')))
+        kinds.add(textOf(child(credential, 'from')) ?? '');
+    }
+    for (const [, provider] of children(child(file, 'providers')))
+      kinds.add(textOf(child(provider, 'kind')) ?? '');
+  }
+  const [loadedConnectors, loadedProviders] = await Promise.all([
+    loadFrom(connectors, named),
+    loadFrom(providers, kinds),
+  ]);
+  return {
+    connectors: loadedConnectors,
+    providers: loadedProviders,
+    names: { connectors: Object.keys(connectors), providers: Object.keys(providers) },
   };
+}
+
+function assemble(files: readonly Located[], plugins: Choice, context: LoadContext, report: Report): Config {
   for (const file of files)
     check(
       schema.document,
@@ -251,7 +285,7 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
   const { admin, adminAt } = readAdmin(files, overrides.admin, report);
   const audit = readAudit(files, context, report);
 
-  const providers = new ProviderSet(tables.providers, report);
+  const providers = new ProviderSet(plugins, report);
   for (const [name, entry] of merge(files, 'providers', report)) providers.add(name, entry);
 
   const entries = merge(files, 'services', report);
@@ -259,9 +293,9 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
   const listening: { readonly who: string; readonly on: ServiceConfig['listenOn'] }[] = [];
   if (admin.listenOn && !adminAt) listening.push({ who: 'the admin listener', on: admin.listenOn });
   for (const [name, entry] of entries) {
-    const service = readService(name, entry, { tables, providers, limits, cache, report });
+    const service = readService(name, entry, { plugins, providers, limits, cache, report });
     if (!service) continue;
-    const mates = services.filter((each) => sharesListener(each, service, tables));
+    const mates = services.filter((each) => sharesListener(each, service, plugins));
     const other = mates.length > 0 ? undefined : listening.find(({ on }) => collide(on, service.listenOn));
     if (other) {
       const place = follow(entry, ['listenOn']).found;
@@ -274,8 +308,8 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
     listening.push({ who: `the service ${describe(name, entry)}`, on: service.listenOn });
   }
   for (const group of Map.groupBy(services, ({ listenOn }) => formatAddress(listenOn)).values()) {
-    const mates = group.filter((service) => group[0] && sharesListener(group[0], service, tables));
-    if (mates.length > 1) reviewSharing(mates, new Map(entries), tables, report);
+    const mates = group.filter((service) => group[0] && sharesListener(group[0], service, plugins));
+    if (mates.length > 1) reviewSharing(mates, new Map(entries), plugins, report);
   }
   const first = files[0];
   if (first && files.every((file) => isEmptyMap(child(file, 'services'))))
@@ -301,7 +335,7 @@ function assemble(files: readonly Located[], context: LoadContext, report: Repor
 }
 
 /** Services may listen on one address together when their connector says how; then the address is the same to the letter. */
-function sharesListener(a: ServiceConfig, b: ServiceConfig, { connectors }: schema.Tables): boolean {
+function sharesListener(a: ServiceConfig, b: ServiceConfig, { connectors }: schema.Plugins): boolean {
   const how = (service: ServiceConfig) => connectors[service.connector]?.reviewShared;
   return (
     how(a) !== undefined &&
@@ -315,7 +349,7 @@ function sharesListener(a: ServiceConfig, b: ServiceConfig, { connectors }: sche
 function reviewSharing(
   mates: readonly ServiceConfig[],
   entries: ReadonlyMap<string, Located>,
-  { connectors }: schema.Tables,
+  { connectors }: schema.Plugins,
   report: Report,
 ): void {
   const [first, ...others] = mates;
@@ -572,13 +606,15 @@ const literal = 'literal';
 
 /** The providers of a configuration: those it lists, and those that its references name by kind alone. */
 class ProviderSet {
-  readonly #kinds: schema.Tables['providers'];
+  readonly #kinds: schema.Plugins['providers'];
+  readonly #names: readonly string[];
   readonly #report: Report;
   /** undefined: listed, with problems of its own. */
   readonly #entries = new Map<string, ProviderConfig | undefined>();
 
-  constructor(kinds: schema.Tables['providers'], report: Report) {
-    this.#kinds = kinds;
+  constructor({ providers, names }: Choice, report: Report) {
+    this.#kinds = providers;
+    this.#names = names.providers;
     this.#report = report;
   }
 
@@ -592,7 +628,7 @@ class ProviderSet {
     const kind = own(this.#kinds, general.kind);
     const kindAt = child(entry, 'kind');
     if (!kind) {
-      const names = Object.keys(this.#kinds);
+      const names = this.#names;
       if (kindAt)
         this.#report.problem(kindAt, `must be one of ${names.join(', ')}${suggestion(general.kind, names)}`);
       return undefined;
@@ -627,7 +663,7 @@ class ProviderSet {
   #addByKind(name: string, at: Located): void {
     const kind = own(this.#kinds, name);
     if (!kind) {
-      const names = [...this.#entries.keys(), ...Object.keys(this.#kinds)];
+      const names = [...this.#entries.keys(), ...this.#names];
       this.#report.problem(at, `no provider has this name${suggestion(name, names)}`);
       return;
     }
@@ -662,7 +698,7 @@ function own<Value>(table: Readonly<Record<string, Value>>, name: string): Value
 // ── services ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 interface Surroundings {
-  readonly tables: schema.Tables;
+  readonly plugins: Choice;
   readonly providers: ProviderSet;
   readonly limits: Limits;
   readonly cache: CachePolicy;
@@ -670,17 +706,17 @@ interface Surroundings {
 }
 
 function readService(name: string, entry: Located, around: Surroundings): ServiceConfig | undefined {
-  const { tables, providers, report } = around;
+  const { plugins, providers, report } = around;
   const before = report.problems.length;
   const connectorName = readConnectorName(entry, report);
-  const connector = connectorName === undefined ? undefined : own(tables.connectors, connectorName);
+  const connector = connectorName === undefined ? undefined : own(plugins.connectors, connectorName);
   const configAt = child(entry, 'config');
   const hasConfig = configAt !== undefined && !isEmpty(configAt);
   const secretless = connectorName !== undefined && isSecretlessService(connectorName, hasConfig);
 
   if (connectorName !== undefined && !connector) {
     const place = child(entry, 'connector') ?? child(entry, 'protocol') ?? entry;
-    const names = Object.keys(tables.connectors);
+    const names = plugins.names.connectors;
     report.problem(
       place,
       secretlessConnectors.has(connectorName)
@@ -758,8 +794,11 @@ function readConnectorName(entry: Located, report: Report): string | undefined {
   if (connector && protocol)
     report.problemOfEntry(protocol, protocol.path, 'is an old word for `connector`; give one of them');
   else if (protocol) report.warnOfEntry(protocol, 'is an old word; write `connector` instead');
-  const place = connector ?? protocol;
-  const value = textOf(place);
+  return connectorOf(entry);
+}
+
+function connectorOf(entry: Located): string | undefined {
+  const value = textOf(child(entry, 'connector') ?? child(entry, 'protocol'));
   // Secretless's oldest files say which connector of HTTP it is in the settings.
   const strategy =
     value === 'http' ? textOf(child(child(entry, 'config'), 'authenticationStrategy')) : undefined;
@@ -801,7 +840,7 @@ function reviewListener(entry: Located, general: GeneralSettings, secretless: bo
 
 function readSettings(
   entry: Located,
-  settings: schema.Tables['connectors'][string]['settings'],
+  settings: schema.Plugins['connectors'][string]['settings'],
   report: Report,
 ): { readonly parsed: boolean; readonly value: unknown } {
   const before = report.problems.length;
@@ -824,7 +863,7 @@ function readSettings(
 
 function readCredentials(
   entry: Located,
-  names: schema.Tables['connectors'][string]['credentials'] | undefined,
+  names: schema.Plugins['connectors'][string]['credentials'] | undefined,
   providers: ProviderSet,
   report: Report,
 ): Map<string, Reference> {

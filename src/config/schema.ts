@@ -1,17 +1,15 @@
 import * as z from 'zod';
 
 import type { Connector } from '../connectors/connector.ts';
-import { connectors as allConnectors } from '../connectors/index.ts';
 import { duration } from '../core/duration.ts';
-import { providers as allProviders } from '../providers/index.ts';
 import type { ProviderKind } from '../providers/provider.ts';
 import { inputSchema, type JsonSchema } from './check.ts';
 import { auditEvents } from './config.ts';
 import { listenAddress } from './listen.ts';
 import { ignoredServiceKeys, isSecretlessService } from './secretless.ts';
 
-/** The tables that a configuration may name things from. */
-export interface Tables {
+/** The plug-ins that a configuration may name, loaded. */
+export interface Plugins {
   readonly connectors: Readonly<Record<string, Connector>>;
   readonly providers: Readonly<Record<string, ProviderKind>>;
 }
@@ -261,7 +259,7 @@ export const entryName = /^[\w.-]{1,128}$/;
 const named = { propertyNames: { pattern: entryName.source } };
 
 /** JSON Schema (draft 2020-12) of a configuration file, for editors and other tools. */
-export function jsonSchema(tables: Tables = { connectors: allConnectors, providers: allProviders }): object {
+export function jsonSchema({ connectors, providers }: Plugins): object {
   const top = inputSchema(document);
   return {
     $schema: 'https://json-schema.org/draft/2020-12/schema',
@@ -275,8 +273,8 @@ export function jsonSchema(tables: Tables = { connectors: allConnectors, provide
     required: ['version', 'services'],
     additionalProperties: false,
     $defs: {
-      service: serviceSchema(tables.connectors),
-      provider: providerSchema(tables.providers),
+      service: serviceSchema(connectors),
+      provider: providerSchema(providers),
       credential: {
         description: 'A reference to a secret, or the value itself.',
         anyOf: [inputSchema(reference), { type: ['string', 'number', 'boolean'] }],
@@ -294,7 +292,7 @@ function mapOf(definition: string): object {
   return { type: ['object', 'null'], ...named, additionalProperties: { $ref: `#/$defs/${definition}` } };
 }
 
-function serviceSchema(connectors: Tables['connectors']): object {
+function serviceSchema(connectors: Plugins['connectors']): object {
   const schema = inputSchema(service);
   const names = Object.keys(connectors);
   const ignored = [...ignoredServiceKeys].map(([key, message]) => [
@@ -354,7 +352,7 @@ function credentialsSchema({ credentials }: Connector): object {
   };
 }
 
-function providerSchema(kinds: Tables['providers']): object {
+function providerSchema(kinds: Plugins['providers']): object {
   const kind = { ...described(inputSchema(provider), 'kind'), enum: Object.keys(kinds) };
   return {
     type: 'object',

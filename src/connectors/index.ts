@@ -1,17 +1,16 @@
+import type { Table } from '../core/table.ts';
 import type { Connector } from './connector.ts';
-import { http } from './http/index.ts';
-import { awsHttp, basicAuth, conjurHttp, genericHttp } from './http/secretless.ts';
-import { mysql } from './mysql/index.ts';
-import { pg, postgres } from './postgres/index.ts';
+
+const fromSecretless = () => import('./http/secretless.ts');
 
 /** Every connector the configuration may name. A new one is a folder beside this and a line here. */
-export const connectors: Readonly<Record<string, Connector>> = {
-  postgres,
-  pg,
-  mysql,
-  http,
-  basic_auth: basicAuth,
-  conjur: conjurHttp,
-  aws: awsHttp,
-  generic_http: genericHttp,
+export const connectors: Table<Connector> = {
+  postgres: async () => (await import('./postgres/index.ts')).postgres,
+  pg: async () => (await import('./postgres/index.ts')).pg,
+  mysql: async () => (await import('./mysql/index.ts')).mysql,
+  http: async () => (await import('./http/index.ts')).http,
+  basic_auth: async () => (await fromSecretless()).basicAuth,
+  conjur: async () => (await fromSecretless()).conjurHttp,
+  aws: async () => (await fromSecretless()).awsHttp,
+  generic_http: async () => (await fromSecretless()).genericHttp,
 };

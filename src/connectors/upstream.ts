@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
-import { TLSSocket } from 'node:tls';
+import type { TLSSocket } from 'node:tls';
 import * as z from 'zod';
 
 import type { Address } from '../core/address.ts';
@@ -252,11 +252,11 @@ export function loginFacts({
 }: {
   readonly address: Address;
   readonly method: string;
-  readonly socket: Socket;
+  readonly socket: Socket | TLSSocket;
 }): { readonly upstream: string; readonly auth: string; readonly upstreamTls: string } {
   return {
     upstream: nameOf(address),
     auth: method,
-    upstreamTls: socket instanceof TLSSocket ? String(socket.getProtocol()) : 'none',
+    upstreamTls: 'getProtocol' in socket ? String(socket.getProtocol()) : 'none',
   };
 }

@@ -44,9 +44,15 @@ export async function dial(
   const found = await resolve(target, signal);
   signal.throwIfAborted();
   const addresses = permits ? found.filter((each) => each.kind === 'tcp' && permits(each.host)) : found;
-  if (addresses.length === 0)
-    throw new PosternError('CLIENT_REFUSED', `${target.host} has an address that no rule names`);
-  return await race(target, addresses, signal, onread);
+  const [first, ...others] = addresses;
+  if (!first) throw new PosternError('CLIENT_REFUSED', `${target.host} has an address that no rule names`);
+  if (others.length > 0) return await race(target, addresses, signal, onread);
+  try {
+    return { socket: await connectTo(first, signal, onread), address: first };
+  } catch (error) {
+    signal.throwIfAborted();
+    throw unreachable(target, [failureOf(first, error)], error);
+  }
 }
 
 async function resolve(target: Address & { kind: 'tcp' }, signal: AbortSignal): Promise<Address[]> {
@@ -99,11 +105,9 @@ async function race(
         losers.abort(outrun);
       },
       (error: unknown) => {
-        failures.push(`${formatAddress(address).slice('tcp://'.length)} ${reasonOf(error)}`);
-        if (failures.length === addresses.length) {
-          const message = `cannot connect to ${formatAddress(target)} (${failures.join(', ')})`;
-          reject(new PosternError('UPSTREAM_UNREACHABLE', message, { cause: error }));
-        } else if (!losers.signal.aborted) startNext();
+        failures.push(failureOf(address, error));
+        if (failures.length === addresses.length) reject(unreachable(target, failures, error));
+        else if (!losers.signal.aborted) startNext();
       },
     );
   }
@@ -117,6 +121,15 @@ async function race(
     losers.abort(outrun);
     signal.removeEventListener('abort', abort);
   }
+}
+
+function failureOf(address: Address, error: unknown): string {
+  return `${formatAddress(address).slice('tcp://'.length)} ${reasonOf(error)}`;
+}
+
+function unreachable(target: Address, failures: readonly string[], cause: unknown): PosternError {
+  const message = `cannot connect to ${formatAddress(target)} (${failures.join(', ')})`;
+  return new PosternError('UPSTREAM_UNREACHABLE', message, { cause });
 }
 
 async function connectTo(

@@ -18,6 +18,9 @@ export async function readExactly(
 ): Promise<Buffer> {
   signal.throwIfAborted();
   if (size === 0) return Buffer.alloc(0);
+  // What is there already needs nobody to listen: a server greets with thirty messages at once.
+  const present = socket.readableLength >= size ? (socket.read(size) as Buffer | null) : null;
+  if (present?.length === size) return present;
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
 
   // One listener for the whole read: adding 'readable' anew for every attempt would make Node emit it at once

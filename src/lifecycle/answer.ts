@@ -1,6 +1,7 @@
-import { createHmac, randomBytes } from 'node:crypto';
-
+import { randomBytes } from 'node:crypto';
+import { join, wipe } from '../core/bytes.ts';
 import { PosternError } from '../core/errors.ts';
+import { hmacSha256 } from '../core/hmac.ts';
 import { Secret } from '../core/secret.ts';
 import type { Grant, Lease, Provider } from '../providers/provider.ts';
 
@@ -50,6 +51,7 @@ export interface Asking {
 export async function askAll(asking: Asking, signal: AbortSignal): Promise<Answer> {
   const byProvider = Map.groupBy(asking.references, ([, { provider }]) => provider);
   const failed = new AbortController();
+  const others = byProvider.size > 1 ? failed.signal : undefined;
   const outcomes = await Promise.allSettled(
     [...byProvider].map(async ([provider, entries]) => {
       const references = entries.map(([, { get }]) => get);
@@ -57,7 +59,7 @@ export async function askAll(asking: Asking, signal: AbortSignal): Promise<Answe
         return {
           provider,
           entries,
-          grant: await ask(asking, provider, references, signal, failed.signal),
+          grant: await ask(asking, provider, references, signal, others),
         };
       } catch (error) {
         failed.abort(error);
@@ -94,21 +96,22 @@ export async function askAll(asking: Asking, signal: AbortSignal): Promise<Answe
   };
 }
 
-/** `pointless` aborts when another provider has failed: then the answer is of no use, and its lack no failure. */
+/** `pointless`, where there are others, aborts when another provider has failed: then the answer is of no use, and its lack no failure. */
 async function ask(
   { provider, observe }: Asking,
   name: string,
   references: readonly string[],
   signal: AbortSignal,
-  pointless: AbortSignal,
+  pointless: AbortSignal | undefined,
 ): Promise<Grant> {
   const started = performance.now();
   const told = (failure: PosternError | undefined) => {
-    if (pointless.aborted) return;
+    if (pointless?.aborted) return;
     observe(name, failure?.code ?? 'ok', (performance.now() - started) / 1000, failure?.message);
   };
   try {
-    const grant = await provider(name).fetch(references, AbortSignal.any([signal, pointless]));
+    const called = pointless ? AbortSignal.any([signal, pointless]) : signal;
+    const grant = await provider(name).fetch(references, called);
     told(undefined);
     return grant;
   } catch (thrown) {
@@ -142,11 +145,15 @@ export function wipeAll(secrets: ReadonlyMap<string, Secret>): void {
 const fingerprintKey = randomBytes(32);
 
 function fingerprintOf(secrets: ReadonlyMap<string, Secret>, leases: readonly GivenLease[]): string {
-  const hmac = createHmac('sha256', fingerprintKey);
+  const parts: Buffer[] = [];
   for (const name of [...secrets.keys()].toSorted()) {
     const bytes = secrets.get(name)?.reveal() ?? Buffer.alloc(0);
-    hmac.update(`${name.length}:${name}:${bytes.length}:`).update(bytes);
+    parts.push(Buffer.from(`${name.length}:${name}:${bytes.length}:`), bytes);
   }
-  for (const { provider, lease } of leases) hmac.update(`${provider}:${lease.id.length}:${lease.id}`);
-  return hmac.digest('base64');
+  for (const { provider, lease } of leases)
+    parts.push(Buffer.from(`${provider}:${lease.id.length}:${lease.id}`));
+  const all = join(parts);
+  const fingerprint = hmacSha256(fingerprintKey, all).toString('base64');
+  wipe(all);
+  return fingerprint;
 }

@@ -1,34 +1,23 @@
-import { aws, awsSecretsManager, awsSsm, rdsIam } from './aws/index.ts';
-import { azureKeyVault, entra } from './azure/index.ts';
-import { conjur } from './conjur/index.ts';
-import { env } from './env.ts';
-import { exec } from './exec.ts';
-import { file } from './file.ts';
-import { cloudsqlIam, gcpSecretManager } from './gcp/index.ts';
-import { keychain } from './keychain.ts';
-import { kubernetes } from './kubernetes/index.ts';
-import { literal } from './literal.ts';
-import { local } from './local/index.ts';
+import type { Table } from '../core/table.ts';
 import type { ProviderKind } from './provider.ts';
-import { vault } from './vault/index.ts';
 
 /** Every kind of provider the configuration may name. A new one is a file beside this and a line here. */
-export const providers: Readonly<Record<string, ProviderKind>> = {
-  literal,
-  env,
-  file,
-  vault,
-  conjur,
-  exec,
-  keychain,
-  local,
-  kubernetes,
-  'aws-secrets-manager': awsSecretsManager,
-  aws,
-  'aws-ssm': awsSsm,
-  'rds-iam': rdsIam,
-  'gcp-secret-manager': gcpSecretManager,
-  'cloudsql-iam': cloudsqlIam,
-  'azure-key-vault': azureKeyVault,
-  entra,
+export const providers: Table<ProviderKind> = {
+  literal: async () => (await import('./literal.ts')).literal,
+  env: async () => (await import('./env.ts')).env,
+  file: async () => (await import('./file.ts')).file,
+  vault: async () => (await import('./vault/index.ts')).vault,
+  conjur: async () => (await import('./conjur/index.ts')).conjur,
+  exec: async () => (await import('./exec.ts')).exec,
+  keychain: async () => (await import('./keychain.ts')).keychain,
+  local: async () => (await import('./local/index.ts')).local,
+  kubernetes: async () => (await import('./kubernetes/index.ts')).kubernetes,
+  'aws-secrets-manager': async () => (await import('./aws/index.ts')).awsSecretsManager,
+  aws: async () => (await import('./aws/index.ts')).aws,
+  'aws-ssm': async () => (await import('./aws/index.ts')).awsSsm,
+  'rds-iam': async () => (await import('./aws/index.ts')).rdsIam,
+  'gcp-secret-manager': async () => (await import('./gcp/index.ts')).gcpSecretManager,
+  'cloudsql-iam': async () => (await import('./gcp/index.ts')).cloudsqlIam,
+  'azure-key-vault': async () => (await import('./azure/index.ts')).azureKeyVault,
+  entra: async () => (await import('./azure/index.ts')).entra,
 };

@@ -41,39 +41,41 @@ const sharing = {
 export const tables = {
   connectors: {
     ...connectors,
-    sharing: defineConnector(sharing),
-    mate: defineConnector(sharing),
-    strict: defineConnector({
-      summary: 'Knows two credentials and needs a setting',
-      settings: z.strictObject({ target: z.string().min(1).describe('Where to.') }),
-      credentials: { required: ['token'], optional: ['realm'] },
-      review: ({ target }, names) => ({
-        problems:
-          target === 'realm' && !names.has('realm')
-            ? [{ path: ['config', 'target'], message: 'needs a realm' }]
-            : [],
-        warnings: target === 'old' ? [{ path: ['config', 'target'], message: 'is old' }] : [],
+    sharing: async () => defineConnector(sharing),
+    mate: async () => defineConnector(sharing),
+    strict: async () =>
+      defineConnector({
+        summary: 'Knows two credentials and needs a setting',
+        settings: z.strictObject({ target: z.string().min(1).describe('Where to.') }),
+        credentials: { required: ['token'], optional: ['realm'] },
+        review: ({ target }, names) => ({
+          problems:
+            target === 'realm' && !names.has('realm')
+              ? [{ path: ['config', 'target'], message: 'needs a realm' }]
+              : [],
+          warnings: target === 'old' ? [{ path: ['config', 'target'], message: 'is old' }] : [],
+        }),
+        open: never,
       }),
-      open: never,
-    }),
   },
   providers: {
     ...providers,
-    safe: defineProvider({
-      summary: 'Needs an address',
-      reference: 'a number',
-      settings: z.strictObject({
-        address: z.string().min(1),
-        auth: z
-          .discriminatedUnion('method', [
-            z.strictObject({ method: z.literal('token'), token: z.string() }),
-            z.strictObject({ method: z.literal('none') }),
-          ])
-          .optional(),
+    safe: async () =>
+      defineProvider({
+        summary: 'Needs an address',
+        reference: 'a number',
+        settings: z.strictObject({
+          address: z.string().min(1),
+          auth: z
+            .discriminatedUnion('method', [
+              z.strictObject({ method: z.literal('token'), token: z.string() }),
+              z.strictObject({ method: z.literal('none') }),
+            ])
+            .optional(),
+        }),
+        checkReference: (reference) => (/^\d+$/.test(reference) ? undefined : 'must be a number'),
+        open: never,
       }),
-      checkReference: (reference) => (/^\d+$/.test(reference) ? undefined : 'must be a number'),
-      open: never,
-    }),
   },
 };
 

@@ -5,9 +5,18 @@ import { Ajv2020 } from 'ajv/dist/2020.js';
 import { parse } from 'yaml';
 
 import { jsonSchema } from '../../src/config/schema.ts';
+import type { Connector } from '../../src/connectors/connector.ts';
+import { loadFrom } from '../../src/core/table.ts';
+import type { ProviderKind } from '../../src/providers/provider.ts';
+import * as plugins from '../support/plugins.ts';
 import { goodService, serviceFile, tables } from './files.ts';
 
-const validate = new Ajv2020({ strict: false, allErrors: true }).compile(jsonSchema(tables));
+const validate = new Ajv2020({ strict: false, allErrors: true }).compile(
+  jsonSchema({
+    connectors: await loadFrom<Connector>(tables.connectors),
+    providers: await loadFrom<ProviderKind>(tables.providers),
+  }),
+);
 const accepts = (text: string) => validate(parse(text));
 const good = serviceFile(...goodService);
 const examples = new URL('../../examples/', import.meta.url);
@@ -61,7 +70,7 @@ describe('the JSON Schema', () => {
     it(`refuses ${what}`, () => assert.equal(accepts(text), false));
 
   it('carries sentences and defaults for editors', () => {
-    const text = JSON.stringify(jsonSchema());
+    const text = JSON.stringify(jsonSchema(plugins));
     assert.match(text, /"default":"verify-full"/);
     assert.match(text, /"default":"10s"/);
     assert.match(text, /TCP port of the server\./);

@@ -8,13 +8,13 @@ import { pino } from 'pino';
 
 import { PosternError } from '../../src/core/errors.ts';
 import { Secret } from '../../src/core/secret.ts';
-import { providers } from '../../src/providers/index.ts';
 import { KeychainItems } from '../../src/providers/keychain.ts';
 import { placesOf } from '../../src/providers/local/places.ts';
 import { SecretsFile } from '../../src/providers/local/secrets-file.ts';
 import { fakeConjur } from '../providers/conjur/fake-conjur.ts';
 import { failure, never, type Opened, open } from '../providers/opening.ts';
 import { fakeVault } from '../providers/vault/fake-vault.ts';
+import { providers } from '../support/plugins.ts';
 import { server } from '../support/servers.ts';
 import { cloudSamples } from './providers/cloud.ts';
 

@@ -79,7 +79,7 @@ async function postern(...words: string[]): Promise<Awaited<ReturnType<typeof ca
 describe('the package', () => {
   it('holds what runs and its documentation, no sources, no tests and no tools', () => {
     const expected =
-      /^(LICENSE|README\.md|CHANGELOG\.md|SECURITY\.md|package\.json|bin\/postern|dist\/.*\.js|docs\/[\w/-]+\.md)$/;
+      /^(LICENSE|README\.md|CHANGELOG\.md|SECURITY\.md|package\.json|bin\/postern|dist\/.*\.js|dist\/LICENSES\.txt|docs\/[\w/-]+\.md)$/;
     assert.deepEqual(
       packed.filter((path) => !expected.test(path)),
       [],

@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import { parse } from 'yaml';
 import * as z from 'zod';
 
-import { providers } from '../../src/providers/index.ts';
+import { providers } from '../support/plugins.ts';
 
 interface Example {
   providers?: Record<string, { kind: string } & Record<string, unknown>>;

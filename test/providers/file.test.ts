@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
 
-import { providers } from '../../src/providers/index.ts';
+import { providers } from '../support/plugins.ts';
 import { failure, never, open, texts } from './opening.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'postern-file-'));

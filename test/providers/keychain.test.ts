@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
 import { inspect } from 'node:util';
 
-import { providers } from '../../src/providers/index.ts';
+import { providers } from '../support/plugins.ts';
 import { failure, never, type Opened, open, texts } from './opening.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'postern-keychain-'));

@@ -2,8 +2,8 @@ import { Writable } from 'node:stream';
 import { pino } from 'pino';
 
 import { PosternError } from '../../src/core/errors.ts';
-import { providers } from '../../src/providers/index.ts';
 import type { Provider } from '../../src/providers/provider.ts';
+import { providers } from '../support/plugins.ts';
 
 /** A provider under test, and everything it logged at trace level. */
 export interface Opened extends Provider {

@@ -5,12 +5,12 @@ import { type SecureContext, TLSSocket, connect as tlsConnect } from 'node:tls';
 import { pino } from 'pino';
 
 import type { ServiceContext } from '../../src/connectors/connector.ts';
-import { connectors } from '../../src/connectors/index.ts';
 import { Admission } from '../../src/core/admission.ts';
 import { Relays } from '../../src/core/relay.ts';
 import { Secret } from '../../src/core/secret.ts';
 import { ClientSession, type SessionReport } from '../../src/core/session.ts';
 import { CredentialSource } from '../../src/lifecycle/source.ts';
+import { connectors } from './plugins.ts';
 
 const relays = Relays.start({ engine: 'auto', dedicatedSessions: 4 });
 

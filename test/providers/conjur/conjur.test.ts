@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { inspect } from 'node:util';
 
 import { PosternError } from '../../../src/core/errors.ts';
-import { providers } from '../../../src/providers/index.ts';
+import { providers } from '../../support/plugins.ts';
 import { certificates } from '../../support/servers.ts';
 import { failure, never, type Opened, open, texts } from '../opening.ts';
 import { type FakeConjur, type FakeOptions, fakeConjur } from './fake-conjur.ts';

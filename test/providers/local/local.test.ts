@@ -18,10 +18,10 @@ import { Encrypter } from 'age-encryption';
 import { pino } from 'pino';
 
 import { PosternError } from '../../../src/core/errors.ts';
-import { providers } from '../../../src/providers/index.ts';
 import { KeychainItems } from '../../../src/providers/keychain.ts';
 import { placesOf } from '../../../src/providers/local/places.ts';
 import { SecretsFile } from '../../../src/providers/local/secrets-file.ts';
+import { providers } from '../../support/plugins.ts';
 import { failure, never, type Opened, open, texts } from '../opening.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'postern-local-'));

@@ -7,7 +7,6 @@ import fc from 'fast-check';
 import { parse } from 'yaml';
 
 import { PosternError } from '../../../src/core/errors.ts';
-import { providers } from '../../../src/providers/index.ts';
 import {
   encodePath,
   parametersOf,
@@ -15,6 +14,7 @@ import {
   versionOf,
 } from '../../../src/providers/vault/reference.ts';
 import { settings, withEnvironment } from '../../../src/providers/vault/settings.ts';
+import { providers } from '../../support/plugins.ts';
 import { open } from '../opening.ts';
 
 const check = (reference: string) => providers['vault']?.checkReference(reference);

@@ -1,8 +1,9 @@
-import { createHmac, hash, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
+import { hash, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
 import { promisify } from 'node:util';
 
 import type { Derive } from '../../../core/credentials.ts';
 import { PosternError } from '../../../core/errors.ts';
+import { hmacSha256 } from '../../../core/hmac.ts';
 import { saslprep } from './saslprep.ts';
 
 const SCRAM = 'SCRAM-SHA-256';
@@ -158,10 +159,10 @@ export class ScramClient {
     const clientKey = keys.subarray(0, 32);
     const serverKey = keys.subarray(32);
     const storedKey = hash('sha256', clientKey, 'buffer');
-    const proof = hmac(storedKey, authMessage); // ClientSignature, until the key is mixed in
+    const proof = hmacSha256(storedKey, authMessage); // ClientSignature, until the key is mixed in
     try {
       for (const [i, byte] of clientKey.entries()) proof[i] = (proof[i] as number) ^ byte;
-      this.#serverSignature = hmac(serverKey, authMessage);
+      this.#serverSignature = hmacSha256(serverKey, authMessage);
       this.#step('derives keys', 'waits for server-final');
       return Buffer.from(`${withoutProof},p=${proof.toString('base64')}`);
     } finally {
@@ -196,15 +197,12 @@ async function deriveKeys(password: Buffer, salt: Buffer, iterations: number): P
   const keys: Buffer[] = [];
   try {
     saltedPassword = await promisify(pbkdf2)(prepared, salt, iterations, 32, 'sha256');
-    keys.push(hmac(saltedPassword, 'Client Key'), hmac(saltedPassword, 'Server Key'));
+    for (const label of ['Client Key', 'Server Key'])
+      keys.push(hmacSha256(saltedPassword, Buffer.from(label)));
     return Buffer.concat(keys);
   } finally {
     for (const secret of [prepared, saltedPassword, ...keys]) secret.fill(0);
   }
-}
-
-function hmac(key: Buffer, data: Buffer | string): Buffer {
-  return createHmac('sha256', key).update(data).digest();
 }
 
 interface ServerFirst {
