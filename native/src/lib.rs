@@ -22,7 +22,7 @@ use napi_derive::napi;
 use crate::os::peer;
 
 /// Raised with every change of what JavaScript may expect.
-const API_VERSION: u32 = 1;
+const API_VERSION: u32 = 2;
 
 #[napi(catch_unwind)]
 pub fn api_version() -> u32 {
@@ -34,13 +34,46 @@ pub struct PeerCredentials {
     pub pid: i32,
     pub uid: u32,
     pub gid: u32,
+    pub groups: Vec<u32>,
 }
 
 /// Who is at the other end of a unix socket.
 #[napi(catch_unwind)]
 pub fn peer_credentials(fd: i32) -> napi::Result<Option<PeerCredentials>, String> {
     let found = peer::credentials(fd).map_err(system)?;
-    Ok(found.map(|peer::Credentials { pid, uid, gid }| PeerCredentials { pid, uid, gid }))
+    Ok(found.map(
+        |peer::Credentials {
+             pid,
+             uid,
+             gid,
+             groups,
+         }| PeerCredentials {
+            pid,
+            uid,
+            gid,
+            groups,
+        },
+    ))
+}
+
+#[cfg(target_os = "linux")]
+#[napi(object)]
+pub struct TcpOwner {
+    pub uid: u32,
+    pub inode: u32,
+    pub state: u8,
+}
+
+/// Whose the socket is that is connected from `local` to `remote`, both on this machine: `127.0.0.1:5432`, `[::1]:5432`.
+#[cfg(target_os = "linux")]
+#[napi(catch_unwind)]
+pub fn tcp_owner(local: String, remote: String) -> napi::Result<Option<TcpOwner>, String> {
+    let address = |text: &str| {
+        text.parse()
+            .map_err(|_| system(io::Error::from_raw_os_error(libc::EINVAL)))
+    };
+    let found = os::diag::tcp_owner(address(&local)?, address(&remote)?).map_err(system)?;
+    Ok(found.map(|os::diag::Owner { uid, inode, state }| TcpOwner { uid, inode, state }))
 }
 
 #[napi(object)]

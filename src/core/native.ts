@@ -11,8 +11,24 @@ export interface Native {
   selfTest(): void;
   /** Two connected unix sockets, as descriptors of the caller's. */
   socketPair(): readonly [number, number];
-  /** Who is at the other end of a unix socket; null where the system does not say (TCP). */
-  peerCredentials(fd: number): { readonly pid: number; readonly uid: number; readonly gid: number } | null;
+  /**
+   * Who connected a unix socket; null where the system does not say (TCP). `pid` is 0 for a process that cannot be seen from
+   * here, such as one of another container.
+   */
+  peerCredentials(fd: number): {
+    readonly pid: number;
+    readonly uid: number;
+    readonly gid: number;
+    readonly groups: readonly number[];
+  } | null;
+  /**
+   * Whose the TCP socket of this machine is that is connected from `local` to `remote` (`127.0.0.1:5432`, `[::1]:5432`); null
+   * where there is none. `state` as in /proc/net/tcp. Only on Linux.
+   */
+  readonly tcpOwner?: (
+    local: string,
+    remote: string,
+  ) => { readonly uid: number; readonly inode: number; readonly state: number } | null;
   /** Keep-alive probes of a TCP connection, with the settings that Node has none for. Throws with the system's code. */
   setKeepAlive(fd: number, settings: KeepAlive): void;
 }
@@ -63,7 +79,7 @@ export type NativeFound =
   | { readonly native: undefined; readonly reason: string };
 
 /** Raised with every change of what `Native` promises: a binary of another version is not used. */
-const API_VERSION = 1;
+const API_VERSION = 2;
 
 /**
  * Looks for the addon of this platform: in `native/` of a checkout, then in the package for it. Never throws; without one

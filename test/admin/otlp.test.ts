@@ -124,14 +124,15 @@ describe('the export to OpenTelemetry', { timeout: 120_000 }, () => {
       resource.resource.attributes.find((each: { key: string }) => each.key === key)?.value.stringValue;
     assert.equal(attribute('service.name'), 'postern');
     assert.equal(attribute('service.version'), '1.2.3');
-    const all = resource.scopeMetrics[0].metrics as { name: string; unit: string }[];
-    const named = (name: string) =>
-      all.find((each) => each.name === name) as Record<string, never> | undefined;
-    const [point] = (
-      named('postern_login_duration_seconds')?.['histogram'] as unknown as {
-        dataPoints: Record<string, unknown>[];
-      }
-    ).dataPoints;
+    interface Metric {
+      readonly name: string;
+      readonly unit: string;
+      readonly sum?: { readonly isMonotonic: boolean };
+      readonly histogram?: { readonly dataPoints: readonly Record<string, unknown>[] };
+    }
+    const all = resource.scopeMetrics[0].metrics as Metric[];
+    const named = (name: string) => all.find((each) => each.name === name);
+    const point = named('postern_login_duration_seconds')?.histogram?.dataPoints[0];
     assert.equal(point?.['count'], '1');
     assert.equal(
       (point['bucketCounts'] as string[]).length,
@@ -139,8 +140,8 @@ describe('the export to OpenTelemetry', { timeout: 120_000 }, () => {
     );
     assert.deepEqual(point['attributes'], [{ key: 'service', value: { stringValue: 'orders-db' } }]);
     assert.match(String(point['timeUnixNano']), /^1\d{18}$/);
-    assert.equal(named('postern_login_duration_seconds')?.['unit'], 's');
-    assert.equal((named('postern_logins')?.['sum'] as unknown as { isMonotonic: boolean }).isMonotonic, true);
+    assert.equal(named('postern_login_duration_seconds')?.unit, 's');
+    assert.equal(named('postern_logins')?.sum?.isMonotonic, true);
     try {
       const read = await readTelemetry('otlp-metrics', text);
       assert.equal(Object.keys(read).length, all.length);

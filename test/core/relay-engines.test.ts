@@ -3,6 +3,7 @@ import { describe, it } from 'node:test';
 
 import { loadNative } from '../../src/core/native.ts';
 import { Relays } from '../../src/core/relay.ts';
+import { proveDirect } from '../../src/core/relay-trial.ts';
 import { socketPair, until } from '../support/session.ts';
 
 const nowhere = () => ({ native: undefined, reason: 'there is no binary for this' });
@@ -40,6 +41,7 @@ describe('the engine of the relay', () => {
   const missing = loadNative().native === undefined && process.env['CI'] !== 'true';
   it('leaves sockets that cannot be handed over to TypeScript', { skip: missing }, async () => {
     const relays = Relays.start({ engine: 'native', dedicatedSessions: 0 });
+    assert.equal(await proveDirect(), true);
     assert.equal(relays.engine, 'native');
     const [[client, inner], [upstream, server]] = await Promise.all([socketPair(), socketPair()]);
     // More than the kernel takes at once: Node's queue could not be handed over.

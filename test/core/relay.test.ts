@@ -8,7 +8,7 @@ import { createSecureContext } from 'node:tls';
 import fc from 'fast-check';
 
 import type { Relay, RelayEnd } from '../../src/core/relay.ts';
-import { findInternals, useInternals } from '../../src/core/relay-port.ts';
+import { findInternals, leasesInUse, useInternals } from '../../src/core/relay-port.ts';
 import { proveDirect } from '../../src/core/relay-trial.ts';
 import { TypeScriptRelay } from '../../src/core/relay-typescript.ts';
 import { certificates } from '../support/servers.ts';
@@ -108,6 +108,7 @@ for (const [tls, way] of [false, true].flatMap((each) => ways.map((way) => [each
         assert.equal(digest(atClient.bytes), digest(down));
         assert.equal(await endOf(pair), 'done');
         assert.deepEqual(pair.relay.bytes, { fromClient: total, fromUpstream: total + 1 });
+        await until('the buffers of bulk to be given back', () => leasesInUse() === 0);
       });
 
     for (const first of ['client', 'server'] as const)

@@ -9,9 +9,12 @@ use std::ptr;
 /// The process that connected a unix socket, as the kernel saw it then.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Credentials {
+    /// 0 where the process is in a pid namespace that cannot be seen from here: another container of the pod.
     pub pid: i32,
     pub uid: u32,
     pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
 }
 
 /// When a silent TCP connection is given up; 0 leaves a setting as it is.
@@ -31,13 +34,49 @@ pub fn credentials(fd: RawFd) -> io::Result<Option<Credentials>> {
         gid: 0,
     };
     get(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut peer)?;
-    // A socket that no process connected has pid 0 and the overflow of both ids.
-    let known = peer.pid > 0 && peer.uid != u32::MAX;
-    Ok(known.then_some(Credentials {
+    // A socket that no process connected has pid 0, and no ids.
+    if peer.uid == u32::MAX {
+        return Ok(None);
+    }
+    Ok(Some(Credentials {
         pid: peer.pid,
         uid: peer.uid,
         gid: peer.gid,
+        groups: groups(fd)?,
     }))
+}
+
+/// The kernel's own bound (NGROUPS_MAX).
+#[cfg(target_os = "linux")]
+const MOST_GROUPS: usize = 65_536;
+
+#[cfg(target_os = "linux")]
+fn groups(fd: RawFd) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0u32; 64];
+    loop {
+        let mut size = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `size` bytes to the list, which is that long.
+        let result = unsafe {
+            libc::getsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &mut size,
+            )
+        };
+        let count = size as usize / size_of::<u32>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // It says how many there are.
+            Some(libc::ERANGE) if count > groups.len() && count <= MOST_GROUPS => groups.resize(count, 0),
+            _ => return Err(error),
+        }
+    }
 }
 
 /// None where the other end is no process of this machine.
@@ -57,7 +96,12 @@ pub fn credentials(fd: RawFd) -> io::Result<Option<Credentials>> {
         };
     }
     get(fd, libc::SOL_LOCAL, libc::LOCAL_PEERPID, &mut pid)?;
-    Ok(Some(Credentials { pid, uid, gid }))
+    Ok(Some(Credentials {
+        pid,
+        uid,
+        gid,
+        groups: Vec::new(),
+    }))
 }
 
 pub fn set_keep_alive(fd: RawFd, settings: &KeepAlive) -> io::Result<()> {
