@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, type Plugin } from 'esbuild';
 
-// Bundles src, and what it uses of node_modules, into dist: why is in docs/decisions/0012-bundle.md.
+// Bundles src, and what it uses of node_modules, into dist: why is in docs/decisions/0013-bundle.md.
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const dist = join(root, 'dist');

@@ -91,7 +91,6 @@ export class Relays {
 
   /** Throws CONFIG_INVALID where the native engine is asked for and there is none. */
   static start({ engine, dedicatedSessions }: RelaySettings, load: () => NativeFound = loadNative): Relays {
-    void proveDirect();
     if (engine === 'typescript') return new Relays(undefined, undefined);
     const found = load();
     if (found.native)
@@ -104,9 +103,10 @@ export class Relays {
   /** Relays from now on; nobody else may use the sockets any more, except a connector that steps in. */
   readonly relay = (client: Socket, upstream: Socket, options: RelayOptions): Relay => {
     const handle = options.watch || options.follower ? undefined : this.#native?.adopt(client, upstream);
-    return handle
-      ? new NativeRelay(handle, options.idleTimeout)
-      : new TypeScriptRelay(client, upstream, options);
+    if (handle) return new NativeRelay(handle, options.idleTimeout);
+    // With the first one, and not at the start: who has no need of it does not wait for it.
+    void proveDirect();
+    return new TypeScriptRelay(client, upstream, options);
   };
 
   /** Ends every native relay that is left, and its threads. */

@@ -6,7 +6,7 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'n
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { fileURLToPath, pathToFileURL } from 'node:url';
+import { fileURLToPath } from 'node:url';
 
 import { nativeTargets } from '../../src/core/native.ts';
 import { psql } from '../support/clients/psql.ts';
@@ -175,16 +175,32 @@ describe('the package of the compiled relay', () => {
   const built = existsSync(join(root, `native/postern-native.${target}.node`));
 
   it('is found by the package of Postern that it is installed beside', { skip: !built }, async () => {
-    const load = async (env: NodeJS.ProcessEnv = {}) => {
-      const found = new URL('node_modules/postern/dist/core/native.js', pathToFileURL(`${project}/`));
-      const code = `import { loadNative } from '${found.href}'; console.log(JSON.stringify(loadNative()));`;
-      const { stdout } = await run(process.execPath, ['--input-type=module', '-e', code], {
-        cwd: project,
-        env: { ...environment, ...env },
-      });
-      return JSON.parse(stdout) as { readonly from?: string; readonly reason?: string };
+    await writeFile(
+      join(project, 'native.yaml'),
+      `version: 2
+services:
+  app:
+    connector: postgres
+    listenOn: tcp://127.0.0.1:0
+    credentials: { username: somebody, password: ${canary.postgres} }
+    config: { host: 127.0.0.1 }
+relay: { engine: native }
+`,
+    );
+    const check = async (env: NodeJS.ProcessEnv = {}) => {
+      const checked = await capture(
+        join(project, 'node_modules/.bin/postern'),
+        ['check', '-f', 'native.yaml'],
+        {
+          cwd: project,
+          env: { ...environment, ...env },
+        },
+      );
+      return { code: checked.code, said: checked.stdout + checked.stderr };
     };
-    assert.match((await load()).reason ?? '', /^there is no binary for /);
+    const without = await check();
+    assert.equal(without.code, 1);
+    assert.match(without.said, /relay\.engine is "native": there is no binary for /);
 
     const packages = join(work, 'native');
     await run(process.execPath, [join(root, 'scripts/native-packages.ts'), packages], { cwd: root });
@@ -197,8 +213,8 @@ describe('the package of the compiled relay', () => {
       env: environment,
       timeout: 120_000,
     });
-    assert.equal((await load()).from, `@postern/native-${target}`);
-    assert.match((await load({ POSTERN_NATIVE: 'off' })).reason ?? '', /^POSTERN_NATIVE=off /);
+    assert.equal((await check()).code, 0);
+    assert.match((await check({ POSTERN_NATIVE: 'off' })).said, /POSTERN_NATIVE=off says not to use it/);
   });
 });
 
