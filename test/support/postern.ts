@@ -44,13 +44,15 @@ export class Postern implements AsyncDisposable {
       readonly env?: Record<string, string>;
       readonly args?: readonly string[];
       readonly nodeOptions?: string;
+      /** Another `bin/postern` than that of the checkout. */
+      readonly program?: string;
     } = {},
   ): Promise<Postern> {
     const folder = await mkdtemp(join(tmpdir(), 'postern-test-'));
     const configPath = join(folder, 'postern.yaml');
     await writeFile(configPath, yaml);
     const args = ['run', '-f', configPath, '--admin-listen', 'tcp://127.0.0.1:0', '--log-level', 'trace'];
-    const child = spawn(program, [...args, ...(options.args ?? [])], {
+    const child = spawn(options.program ?? program, [...args, ...(options.args ?? [])], {
       env: {
         PATH: process.env['PATH'],
         HOME: folder,
