@@ -45,7 +45,12 @@ export function injectManifests(text: string, file: string, surroundings: Surrou
   const problems: string[] = [];
   const notes: string[] = [];
   let injected = 0;
+  let end = 0;
   const pieces = documents.map((document, index) => {
+    // With the comments before it, and at the end of the file, which its own range leaves out.
+    const begin = end;
+    end = index === documents.length - 1 ? text.length : document.range[2];
+    const asItWas = text.slice(begin, end);
     const [fault] = document.errors;
     const { line, col } = fault?.linePos?.[0] ?? { line: 0, col: 0 };
     if (fault) {
@@ -85,10 +90,10 @@ export function injectManifests(text: string, file: string, surroundings: Surrou
         for (const problem of thrown.problems) problems.push(`${file}: ${kind} ${name}: ${problem}`);
       }
     }
-    return steps.length === 0 ? document : patched(document, content, steps, notes);
+    return steps.length === 0 ? asItWas : written(patched(document, content, steps, notes), index);
   });
   if (problems.length > 0) throw new PosternError('CONFIG_INVALID', problems.join('\n'));
-  return { text: written(text, pieces), injected, notes };
+  return { text: pieces.join(''), injected, notes };
 }
 
 /** The objects with pods in a document: itself, or the items of a List. */
@@ -157,17 +162,11 @@ function apply(document: Document, step: Operation): void {
   else throw new PosternError('INTERNAL', 'unexpected failure');
 }
 
-/** The documents as they were where nothing changed. */
-function written(text: string, pieces: readonly (Document | string)[]): string {
-  const documents = pieces.filter((piece) => typeof piece !== 'string');
-  if (documents.length === 0) return text;
-  return documents
-    .map((document, index) => {
-      const body = document.toString({ lineWidth: 0 }).replace(/\n*$/, '\n');
-      // A separator that the document brings itself is not written twice.
-      return index === 0 || body.startsWith('---') ? body : `---\n${body}`;
-    })
-    .join('');
+/** A document that has got steps, as a text that may stand behind others. */
+function written(document: Document, index: number): string {
+  const body = document.toString({ lineWidth: 0 }).replace(/\n*$/, '\n');
+  // Those of a file bring their separator; one that is written anew has none.
+  return index === 0 || document.directives?.docStart ? body : `---\n${body}`;
 }
 
 function follow(object: unknown, path: readonly string[]): unknown {
