@@ -528,8 +528,8 @@ export class Client implements WireUser, Timed {
     slab.copy(origin.hostLine, 0, origin.hostLine.length);
     slab.copy(injection.headers, 0, injection.headers.length);
     let at = head.lineEnd;
-    const { cut } = head;
-    for (let i = 0; i < cut.length; i += 2) {
+    const { cut, cuts } = head;
+    for (let i = 0; i < cuts; i += 2) {
       slab.copy(bytes, at, cut[i] as number);
       at = cut[i + 1] as number;
     }

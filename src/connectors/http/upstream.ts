@@ -313,13 +313,13 @@ export class Upstream implements WireUser, ChunkData {
   }
 
   #putHead(bytes: Buffer, from: number, bodyAt: number, extra: Buffer | undefined): void {
-    const { cut } = head;
+    const { cut, cuts } = head;
     const start = slab.at;
     let at = from;
     const echo = this.#echoed(bytes, from, bodyAt);
     if (echo || this.#unframe) at = this.#putScrubbed(bytes, from, bodyAt);
     else
-      for (let i = 0; i < cut.length; i += 2) {
+      for (let i = 0; i < cuts; i += 2) {
         slab.copy(bytes, at, cut[i] as number);
         at = cut[i + 1] as number;
       }
@@ -342,7 +342,7 @@ export class Upstream implements WireUser, ChunkData {
 
   /** The slow road, line by line: without those that repeat the credential, and the framing that a client does not know. */
   #putScrubbed(bytes: Buffer, from: number, bodyAt: number): number {
-    const { cut } = head;
+    const { cut, cuts } = head;
     let next = 0;
     for (let line = from; line < bodyAt - 2; ) {
       const end = line === from ? head.lineEnd : bytes.indexOf('\r\n', line, 'latin1') + 2;
@@ -355,7 +355,7 @@ export class Upstream implements WireUser, ChunkData {
         line = end;
         continue;
       }
-      if (cut[next] === line) {
+      if (next < cuts && cut[next] === line) {
         drop = true;
         next += 2;
       }
