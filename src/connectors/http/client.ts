@@ -245,7 +245,7 @@ export class Client implements WireUser, Timed {
       return;
     }
     const reply = errorReply(error, this.#session.id, !(this.isHead && this.#phase === BUSY));
-    this.wire.put(reply, 0, reply.length);
+    this.wire.putWhole(reply);
     this.#close();
   }
 
@@ -320,7 +320,7 @@ export class Client implements WireUser, Timed {
 
   /** Writes what is in the slab. */
   sendSlab(): void {
-    this.wire.put(slab.bytes, slab.from, slab.at);
+    this.wire.putWhole(slab.view());
     if (this.wire.backlog() > 0) slab.keep();
   }
 
@@ -544,7 +544,7 @@ export class Client implements WireUser, Timed {
     } else if (this.#body === BODY_CHUNKED) this.#chunks.reset(member.names);
     this.#keep(bytes, from, next, MOST_KEPT);
     this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
-    upstream.wire.put(slab.bytes, slab.from, slab.at);
+    upstream.wire.putWhole(slab.view());
     if (upstream.wire.backlog() > 0) slab.keepSecret(upstream.hasWritten);
     return next;
   }
@@ -563,7 +563,7 @@ export class Client implements WireUser, Timed {
       if (signed !== BODY_NEEDED) return signed;
       this.#phase = COLLECTING;
       // Nobody else can tell the client to go on: the server knows nothing of the request yet.
-      if (head.expect && !this.#toldToGoOn) this.wire.put(CONTINUE, 0, CONTINUE.length);
+      if (head.expect && !this.#toldToGoOn) this.wire.putWhole(CONTINUE);
       this.#toldToGoOn = true;
       this.#missing = head.body === BODY_LENGTH ? head.length - (to - head.end) : 0;
       if (head.body === BODY_CHUNKED) {
@@ -600,8 +600,8 @@ export class Client implements WireUser, Timed {
     else if (this.#left === 0) this.#body = BODY_NONE;
     this.#keep(bytes, from, signed.next, this.#member.settings.bufferLimit + MAX_HEAD);
     this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
-    wire.put(signed.head, 0, signed.head.length);
-    if (signed.body !== undefined && signed.body.length > 0) wire.put(signed.body, 0, signed.body.length);
+    wire.putWhole(signed.head);
+    if (signed.body !== undefined && signed.body.length > 0) wire.putWhole(signed.body);
     return signed.next;
   }
 
@@ -677,7 +677,7 @@ export class Client implements WireUser, Timed {
       }
       if (chunks.pass > from) upstream.wire.put(bytes, from, chunks.pass);
       if (chunks.done) {
-        if (chunks.closeLine) upstream.wire.put(CRLF, 0, 2);
+        if (chunks.closeLine) upstream.wire.putWhole(CRLF);
         this.#body = BODY_NONE;
       }
     }

@@ -1,6 +1,7 @@
 import { PosternError } from '../../core/errors.ts';
 import { type ChunkData, Chunks } from './chunked.ts';
 import type { Client } from './client.ts';
+import { handleOf } from './direct.ts';
 import { BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, Head, INCOMPLETE, parseResponse } from './head.ts';
 import { Held } from './held.ts';
 import { responseNames } from './names.ts';
@@ -79,7 +80,8 @@ export class Upstream implements WireUser, ChunkData {
         this.pool.tlsSession = session;
       });
       if (this.#gone) socket.destroy();
-      else this.wire.attach(socket, origin.tls);
+      else
+        this.wire.attach(socket, origin.tls, member.settings.reads === 'data' ? undefined : handleOf(socket));
     } catch (thrown) {
       if (!this.#gone) this.#fail(PosternError.from(thrown));
     } finally {
@@ -224,7 +226,7 @@ export class Upstream implements WireUser, ChunkData {
         }
         if (!this.#unframe) {
           if (chunks.pass > from) client.wire.put(bytes, from, chunks.pass);
-          if (chunks.done && chunks.closeLine) client.wire.put(CRLF, 0, 2);
+          if (chunks.done && chunks.closeLine) client.wire.putWhole(CRLF);
         }
         if (chunks.done) {
           this.#done(client, next < to);

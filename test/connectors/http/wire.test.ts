@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import type { Socket } from 'node:net';
 import { describe, it } from 'node:test';
 
-import { attachAccepted, tryTakingOver } from '../../../src/connectors/http/accelerator.ts';
+import { attachAccepted, tryAccelerating } from '../../../src/connectors/http/accelerator.ts';
 import { SocketWire, type WireUser } from '../../../src/connectors/http/wire.ts';
 import { socketPair, until } from '../../support/session.ts';
 
@@ -29,7 +29,7 @@ class Recorder implements WireUser {
 
 describe('a wire', () => {
   it('can take accepted sockets over on this Node.js', async () => {
-    assert.equal(await tryTakingOver(), true);
+    assert.equal(await tryAccelerating(), true);
   });
 
   for (const reads of ['onread', 'data'] as const) {
