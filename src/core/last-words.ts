@@ -8,15 +8,15 @@ const LONGEST_LAST_WORDS = 1024 * 1024;
  * When a write to a socket fails (the peer has closed it, and a reset came back), Node destroys the socket at once,
  * together with what the peer had sent before and nobody has read yet: the very error that says why it closed.
  * This hands those bytes to `heard` first: what Node holds of them, then what the kernel does. Costs nothing until
- * a socket is destroyed with an error.
+ * a socket is destroyed with an error. `buffer`: what a socket with `onread` reads into.
  */
-export function saveLastWords(socket: Socket, heard: (bytes: Buffer) => void): void {
+export function saveLastWords(socket: Socket, heard: (bytes: Buffer) => void, buffer?: () => Buffer): void {
   const destroy = socket._destroy.bind(socket);
   socket._destroy = (error, callback) => {
     if (error) {
       const buffered = socket.read() as Buffer | null;
       if (buffered) heard(buffered);
-      readKernel(socket, heard);
+      readKernel(socket, heard, buffer);
     }
     destroy(error, callback);
   };
@@ -28,10 +28,12 @@ interface Handle {
   onread?: (this: unknown, bytes: ArrayBuffer | undefined) => void;
   /** Only a TLS handle has it: takes bytes as if the socket beneath had read them, and gives `onread` what they say. */
   receive?(bytes: Buffer): void;
+  /** What `onread` was given so far. */
+  readonly bytesRead?: number;
 }
 
 /** What the kernel has received and nobody has read. */
-function readKernel(socket: Socket, heard: (bytes: Buffer) => void): void {
+function readKernel(socket: Socket, heard: (bytes: Buffer) => void, buffer?: () => Buffer): void {
   const handle = (socket as { _handle?: Handle | null })._handle;
   if (typeof handle?.fd !== 'number' || handle.fd < 0) return;
   try {
@@ -41,7 +43,13 @@ function readKernel(socket: Socket, heard: (bytes: Buffer) => void): void {
       if (length === 0) return;
       total += length;
       if (handle.receive) {
-        handle.onread = (plain) => plain && heard(Buffer.from(plain));
+        let before = handle.bytesRead ?? 0;
+        handle.onread = (plain) => {
+          const now = handle.bytesRead ?? 0;
+          if (plain) heard(Buffer.from(plain));
+          else if (buffer) heard(buffer().subarray(0, now - before));
+          before = now;
+        };
         handle.receive(bytes.subarray(0, length));
       } else heard(bytes.subarray(0, length));
     }

@@ -99,9 +99,9 @@ async function attemptToWrite(): Promise<void> {
     near.on('error', reject);
     server.once('connection', (far) => {
       sockets.push(far);
-      const check = () => writeUntilItWaits(near, far).then(resolve, reject);
+      const check = () => void writeUntilItWaits(near, far).then(resolve, reject);
       if (near.connecting) near.once('connect', check);
-      else void check();
+      else check();
     });
   });
   try {

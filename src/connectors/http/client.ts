@@ -40,6 +40,9 @@ const MOST_HELD = MAX_HEAD + 256 * 1024;
 const MOST_KEPT = 64 * 1024;
 /** Room that an idle connection may hold for the next one. */
 const SPARE_KEPT = 4 * 1024;
+/** Larger room goes round among all connections: one that needs it has it for a request only. */
+const spareRoom: Buffer[] = [];
+const MOST_SPARE_ROOM = 32;
 /** How long a client may take to read the end of a connection that is closed, in milliseconds. */
 const CLOSING = 30_000;
 
@@ -107,7 +110,7 @@ export class Client implements WireUser, Timed {
   /** The response is complete and the request is not. */
   #early = false;
   /** The whole request as it came, for sending it once more; `#keptLength` is 0 when it cannot be. */
-  #kept = nothing;
+  #kept: Buffer = nothing;
   #keptLength = 0;
   /** Of a body that is awaited, where its length is known; else 0. */
   #missing = 0;
@@ -352,7 +355,7 @@ export class Client implements WireUser, Timed {
       this.#close();
       return;
     }
-    if (this.#kept.length > SPARE_KEPT) this.#kept = nothing;
+    if (this.#kept.length > SPARE_KEPT) this.#leaveRoom();
     this.#phase = IDLE;
     this.#due = clock.now + this.#member.settings.timeouts.keepAlive;
     if (this.#paused) this.#resume();
@@ -647,9 +650,13 @@ export class Client implements WireUser, Timed {
     if (this.#body !== BODY_NONE || length > most) return;
     this.#keptLength = length;
     if (bytes === this.#kept) return;
-    if (length > this.#kept.length)
-      this.#kept = Buffer.allocUnsafeSlow(Math.max(512, 2 ** Math.ceil(Math.log2(length))));
+    if (length > this.#kept.length) this.#kept = roomFor(length);
     bytes.copy(this.#kept, 0, from, to);
+  }
+
+  #leaveRoom(): void {
+    if (this.#kept.length === MOST_KEPT && spareRoom.length < MOST_SPARE_ROOM) spareRoom.push(this.#kept);
+    this.#kept = nothing;
   }
 
   #sendAgain(): void {
@@ -794,7 +801,7 @@ export class Client implements WireUser, Timed {
     if (this.#phase === CLOSED) return;
     this.#phase = CLOSED;
     this.#held = undefined;
-    this.#kept = nothing;
+    this.#leaveRoom();
     this.#due = clock.now + CLOSING;
     this.wire.endLingering();
   }
@@ -843,6 +850,13 @@ interface Access {
 }
 
 const nothing = Buffer.alloc(0);
+
+function roomFor(length: number): Buffer {
+  const exact = 2 ** Math.ceil(Math.log2(length));
+  if (exact <= SPARE_KEPT || exact > MOST_KEPT) return Buffer.allocUnsafeSlow(Math.max(512, exact));
+  return spareRoom.pop() ?? Buffer.allocUnsafeSlow(MOST_KEPT);
+}
+
 const gone = new PosternError('CLIENT_CLOSED', 'the client closed the connection');
 
 /** When a timeout of so many milliseconds from now is over; 0 ms is no timeout. */

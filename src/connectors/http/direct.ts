@@ -65,15 +65,14 @@ export function writeDirectly(handle: Handle, bytes: Buffer): WriteRequest | und
 export function learnToWrite(socket: Socket, bytes: Buffer): Handle {
   const handle = rawHandle(socket);
   if (handle === null) throw new Error('no handle');
-  const write = handle.writeBuffer;
   let seen: WriteRequest | undefined;
+  // In front of the prototype's, for one write.
   handle.writeBuffer = (request, written) => {
     seen = request;
-    return write.call(handle, request, written);
+    Reflect.deleteProperty(handle, 'writeBuffer');
+    return handle.writeBuffer(request, written);
   };
   socket.write(bytes);
-  // What is under it again is the prototype's.
-  Reflect.deleteProperty(handle, 'writeBuffer');
   const Class = seen?.constructor as RequestClass | undefined;
   if (Class?.name !== 'WriteWrap' || typeof handle.writeQueueSize !== 'number')
     throw new Error('Node.js writes in another way');

@@ -80,8 +80,7 @@ export class Upstream implements WireUser, ChunkData {
         this.pool.tlsSession = session;
       });
       if (this.#gone) socket.destroy();
-      else
-        this.wire.attach(socket, origin.tls, member.settings.reads === 'data' ? undefined : handleOf(socket));
+      else this.wire.attach(socket, false, member.settings.reads === 'data' ? undefined : handleOf(socket));
     } catch (thrown) {
       if (!this.#gone) this.#fail(PosternError.from(thrown));
     } finally {

@@ -140,7 +140,7 @@ export class SocketWire implements Wire {
     socket.on('close', this.#closed);
     socket.on('drain', this.#drained);
     if (pushed) socket.on('data', this.#data);
-    saveLastWords(socket, this.#data);
+    saveLastWords(socket, this.#data, pushed ? undefined : () => this.#current);
     const waiting = this.#waiting;
     this.#waiting = [];
     this.#waitingBytes = 0;
