@@ -47,7 +47,7 @@ function readKernel(socket: Socket, heard: (bytes: Buffer) => void, buffer?: () 
         handle.onread = (plain) => {
           const now = handle.bytesRead ?? 0;
           if (plain) heard(Buffer.from(plain));
-          else if (buffer) heard(buffer().subarray(0, now - before));
+          else if (buffer && now > before) heard(buffer().subarray(0, now - before));
           before = now;
         };
         handle.receive(bytes.subarray(0, length));

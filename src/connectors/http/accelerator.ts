@@ -7,7 +7,7 @@ import { SocketWire, takeOver } from './wire.ts';
 export type Reading = 'auto' | 'onread' | 'data';
 
 /** How long the try may take, in milliseconds. */
-const PATIENCE = 2000;
+const PATIENCE = 10_000;
 
 let works: boolean | undefined;
 let trying: Promise<boolean> | undefined;
@@ -32,8 +32,8 @@ export function attachAccepted(wire: SocketWire, socket: Socket, how: Reading): 
     !('encrypted' in socket) && socket.readableLength === 0 && !socket.destroyed && !socket.readableEnded;
   if (fit && (how === 'onread' || (how === 'auto' && works))) {
     const taken = takeOver(socket, wire.onread);
-    wire.attach(taken, false, handleOf(taken));
-  } else wire.attach(socket, true, how === 'data' ? undefined : handleOf(socket));
+    wire.attach(taken, false, handleOf);
+  } else wire.attach(socket, true, how === 'data' ? undefined : handleOf);
 }
 
 async function attempt(): Promise<void> {
@@ -129,7 +129,7 @@ async function writeUntilItWaits(near: Socket, far: Socket): Promise<void> {
     },
     onClose: () => reject(new Error('closed')),
   });
-  wire.attach(near, true, handle);
+  wire.attach(near, true, () => handle);
   for (let i = 0; i < MOST_BLOCKS && wire.backlog() === 0; i += 1) {
     wire.put(block, 0, block.length);
     sent += block.length;

@@ -24,6 +24,9 @@ export interface WriteRequest {
   oncomplete?: (status: number) => void;
 }
 
+/** Finds the handle to write to a socket by; undefined: by its stream. */
+export type FindHandle = (socket: Socket) => Handle | undefined;
+
 type RequestClass = new () => WriteRequest;
 
 let Request: RequestClass | undefined;

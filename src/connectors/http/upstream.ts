@@ -80,7 +80,7 @@ export class Upstream implements WireUser, ChunkData {
         this.pool.tlsSession = session;
       });
       if (this.#gone) socket.destroy();
-      else this.wire.attach(socket, false, member.settings.reads === 'data' ? undefined : handleOf(socket));
+      else this.wire.attach(socket, false, member.settings.reads === 'data' ? undefined : handleOf);
     } catch (thrown) {
       if (!this.#gone) this.#fail(PosternError.from(thrown));
     } finally {

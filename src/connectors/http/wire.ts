@@ -2,7 +2,7 @@ import { Socket } from 'node:net';
 
 import { saveLastWords } from '../../core/last-words.ts';
 import { endLingering } from '../../core/socket.ts';
-import { type Handle, type WriteRequest, writeDirectly } from './direct.ts';
+import { type FindHandle, type Handle, type WriteRequest, writeDirectly } from './direct.ts';
 
 /** One end's connection as the engine sees it: plain, under TLS, or a test's double. */
 export interface Wire {
@@ -89,6 +89,7 @@ export class SocketWire implements Wire {
   #socket: Socket | undefined;
   /** What is written to instead of the socket, where that works. */
   #handle: Handle | undefined;
+  #find: FindHandle | undefined;
   /** Writes to it that are queued. */
   #underway = 0;
   #waiting: Buffer[] = [];
@@ -129,12 +130,12 @@ export class SocketWire implements Wire {
   };
 
   /**
-   * The socket is there. `pushed`: it has no `onread` of this wire and says what it reads as events. `handle`: its own, to be
-   * written to directly.
+   * The socket is there. `pushed`: it has no `onread` of this wire and says what it reads as events. `find` finds the handle
+   * that it may be written to by: at any time, because a connection that is kept may be older than the news that this works.
    */
-  attach(socket: Socket, pushed: boolean, handle?: Handle): void {
+  attach(socket: Socket, pushed: boolean, find?: FindHandle): void {
     this.#socket = socket;
-    this.#handle = handle;
+    this.#find = find;
     socket.on('error', ignore);
     socket.on('end', this.#ended);
     socket.on('close', this.#closed);
@@ -265,7 +266,7 @@ export class SocketWire implements Wire {
       written?.();
       return;
     }
-    const handle = this.#handle;
+    const handle = this.#handle ?? this.#findHandle(socket);
     if (handle === undefined) {
       socket.write(bytes, written);
       return;
@@ -290,6 +291,12 @@ export class SocketWire implements Wire {
       if (status < 0) socket.destroy(new Error(`write failed with ${status}`));
       else if (this.#underway === 0) this.#user.onDrain();
     };
+  }
+
+  #findHandle(socket: Socket): Handle | undefined {
+    // What its stream still has comes first.
+    if (socket.writableLength === 0) this.#handle = this.#find?.(socket);
+    return this.#handle;
   }
 
   readonly #data = (bytes: Buffer): void => this.#user.onBytes(bytes, 0, bytes.length);
