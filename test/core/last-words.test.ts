@@ -86,15 +86,16 @@ describe('the last words of a server that breaks off', () => {
       },
       () => buffer,
     );
-    await new Promise((resolve) => sockets[0]?.write(lastWords, resolve));
-    await new Promise((resolve) => sockets[0]?.write(' and more', resolve));
-    // Both ends are of this process: what was written is in the kernel after some turns of its loop.
-    for (let i = 0; i < 100; i += 1) await new Promise(setImmediate);
+    const [far] = sockets;
+    far?.write(lastWords);
+    far?.end(' and more');
+    // All of it is in the kernel of the other end when the FIN behind it has gone.
+    await new Promise((resolve) => far?.once('finish', resolve));
     const closed = new Promise((resolve) => near.once('close', resolve));
     near.destroy(new Error('a write failed'));
     await closed;
     assert.equal(heard, `${lastWords} and more`);
-    sockets[0]?.destroy();
+    far?.destroy();
     server.close();
   });
 });
