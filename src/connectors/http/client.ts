@@ -827,6 +827,8 @@ export class Client implements WireUser, Timed {
       case BUSY:
         if (this.#body !== BODY_NONE && !this.#paused)
           return this.refuse(refusal(408, 'the body of the request did not come in time', 'TIMEOUT'));
+        if (this.#begun && this.wire.backlog() > 0)
+          return this.refuse(new PosternError('TIMEOUT', 'the client did not take its response in time'));
         return this.refuse(new PosternError('TIMEOUT', 'the server did not answer in time'));
       case TUNNEL:
         return this.refuse(new PosternError('TIMEOUT', 'the connection was idle for too long'));
