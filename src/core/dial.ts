@@ -1,5 +1,5 @@
 import { lookup } from 'node:dns/promises';
-import { connect, isIP, type OnReadOpts, type Socket } from 'node:net';
+import { connect, isIP, type OnReadOpts, type Socket, type TcpNetConnectOpts } from 'node:net';
 
 import type { Address } from './address.ts';
 import { formatAddress } from './address.ts';
@@ -28,6 +28,8 @@ export interface DialOptions {
    * whether something listens there. CLIENT_REFUSED where none may.
    */
   readonly permits?: ((address: string) => boolean) | undefined;
+  /** Makes the socket in place of `net.connect`: for one that begins TLS as soon as it is connected. Not for unix sockets. */
+  readonly connect?: ((to: TcpNetConnectOpts) => Socket) | undefined;
 }
 
 /**
@@ -37,18 +39,19 @@ export interface DialOptions {
 export async function dial(
   target: Address,
   signal: AbortSignal,
-  { onread, permits }: DialOptions = {},
+  options: DialOptions = {},
 ): Promise<Dialled> {
+  const { permits } = options;
   signal.throwIfAborted();
-  if (target.kind === 'unix') return { socket: await connectTo(target, signal, onread), address: target };
+  if (target.kind === 'unix') return { socket: await connectTo(target, signal, options), address: target };
   const found = await resolve(target, signal);
   signal.throwIfAborted();
   const addresses = permits ? found.filter((each) => each.kind === 'tcp' && permits(each.host)) : found;
   const [first, ...others] = addresses;
   if (!first) throw new PosternError('CLIENT_REFUSED', `${target.host} has an address that no rule names`);
-  if (others.length > 0) return await race(target, addresses, signal, onread);
+  if (others.length > 0) return await race(target, addresses, signal, options);
   try {
-    return { socket: await connectTo(first, signal, onread), address: first };
+    return { socket: await connectTo(first, signal, options), address: first };
   } catch (error) {
     signal.throwIfAborted();
     throw unreachable(target, [failureOf(first, error)], error);
@@ -84,7 +87,7 @@ async function race(
   target: Address,
   addresses: readonly Address[],
   signal: AbortSignal,
-  onread: OnReadOpts | undefined,
+  options: DialOptions,
 ): Promise<Dialled> {
   const losers = new AbortController();
   const attempts = AbortSignal.any([signal, losers.signal]);
@@ -98,7 +101,7 @@ async function race(
     const address = addresses[started++];
     if (!address) return;
     delay = setTimeout(startNext, ATTEMPT_DELAY);
-    connectTo(address, attempts, onread).then(
+    connectTo(address, attempts, options).then(
       (socket) => {
         if (losers.signal.aborted) socket.destroy();
         else resolve({ socket, address });
@@ -135,14 +138,14 @@ function unreachable(target: Address, failures: readonly string[], cause: unknow
 async function connectTo(
   address: Address,
   signal: AbortSignal,
-  onread: OnReadOpts | undefined,
+  { onread, connect: connectTcp = connect }: DialOptions,
 ): Promise<Socket> {
   signal.throwIfAborted();
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  const socket = connect(
+  const socket =
     address.kind === 'unix'
-      ? { path: address.path, allowHalfOpen: true, ...(onread && { onread }) }
-      : {
+      ? connect({ path: address.path, allowHalfOpen: true, ...(onread && { onread }) })
+      : connectTcp({
           host: address.host,
           port: address.port,
           allowHalfOpen: true,
@@ -150,8 +153,7 @@ async function connectTo(
           keepAlive: true,
           keepAliveInitialDelay: KEEPALIVE_DELAY,
           ...(onread && { onread }),
-        },
-  );
+        });
   const abort = () => reject(signal.reason as Error);
   signal.addEventListener('abort', abort);
   socket.once('connect', resolve);

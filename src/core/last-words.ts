@@ -25,10 +25,11 @@ export function saveLastWords(socket: Socket, heard: (bytes: Buffer) => void, re
 /** What of Node's internal handle is needed; a runtime that has it otherwise loses the last words, nothing more. */
 interface Handle {
   readonly fd?: number;
-  readonly bytesRead?: number;
   onread?: (this: unknown, bytes: ArrayBuffer | undefined) => void;
   /** Only a TLS handle has it: takes bytes as if the socket beneath had read them, and gives `onread` what they say. */
   receive?(bytes: Buffer): void;
+  /** What `onread` was given so far. */
+  readonly bytesRead?: number;
 }
 
 /** What the kernel has received and nobody has read. */
@@ -48,10 +49,10 @@ function readKernel(
       if (handle.receive) {
         let before = handle.bytesRead ?? 0;
         handle.onread = (plain) => {
+          const now = handle.bytesRead ?? 0;
           if (plain) heard(Buffer.from(plain));
-          const { bytesRead = before } = handle;
-          if (readInto && bytesRead > before) heard(Buffer.from(readInto().subarray(0, bytesRead - before)));
-          before = bytesRead;
+          else if (readInto && now > before) heard(Buffer.from(readInto().subarray(0, now - before)));
+          before = now;
         };
         handle.receive(bytes.subarray(0, length));
       } else heard(bytes.subarray(0, length));

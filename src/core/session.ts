@@ -140,8 +140,8 @@ const CLOSE_TIMEOUT = 2000;
 export class ClientSession implements Session {
   readonly id: string;
   readonly client: Socket;
-  readonly log: Logger;
   readonly localTls: SecureContext | undefined;
+  #childLog: Logger | undefined;
   readonly #service: ServiceRuntime;
   readonly #started = performance.now();
   readonly #peer: string;
@@ -163,11 +163,15 @@ export class ClientSession implements Session {
     this.id = `${processTag}-${lastSession}`;
     this.client = client;
     this.#service = service;
-    this.log = service.log.child({ session: this.id });
     this.localTls = service.localTls;
     this.#peer = peerOf(client);
     // A broken client connection always ends in 'close', which whoever reads or writes then notices.
     client.on('error', (error) => this.log.trace({ reason: reasonOf(error) }, 'client connection failed'));
+  }
+
+  /** Made when it is asked for: most sessions have only their last line to say. */
+  get log(): Logger {
+    return (this.#childLog ??= this.#service.log.child({ session: this.id }));
   }
 
   /** Never rejects. */
@@ -332,7 +336,9 @@ export class ClientSession implements Session {
 
   #log(report: SessionReport, failure: PosternError | undefined): void {
     const { outcome, admitted, loginSeconds, seconds, bytesFromClient, bytesFromUpstream } = report;
+    const { log } = this.#service;
     const line = {
+      session: this.id,
       client: this.#peer,
       ...this.#facts,
       outcome,
@@ -342,10 +348,10 @@ export class ClientSession implements Session {
       ...((this.#relay ?? this.#meter) && { bytesFromClient, bytesFromUpstream }),
     };
     const inOrder = outcome === 'ok' || outcome === 'SESSION_EXPIRED';
-    if (inOrder || (outcome === 'CLIENT_CLOSED' && admitted)) this.log.info(line, 'session ended');
+    if (inOrder || (outcome === 'CLIENT_CLOSED' && admitted)) log.info(line, 'session ended');
     // Port probes connect and leave without a word.
-    else if (outcome === 'CLIENT_CLOSED') this.log.debug(line, 'session ended');
-    else this.log.warn(line, 'session failed');
+    else if (outcome === 'CLIENT_CLOSED') log.debug(line, 'session ended');
+    else log.warn(line, 'session failed');
   }
 }
 

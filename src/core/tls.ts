@@ -1,7 +1,7 @@
 import { hash, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { isIP, type Socket } from 'node:net';
-import type { ConnectionOptions, SecureContext, SecureVersion, TLSSocket } from 'node:tls';
+import { isIP, type Socket, type TcpNetConnectOpts } from 'node:net';
+import type { ConnectionOptions, PeerCertificate, SecureContext, SecureVersion, TLSSocket } from 'node:tls';
 
 import { PosternError, reasonOf } from './errors.ts';
 
@@ -37,8 +37,32 @@ export async function startTls(socket: Socket, tls: ClientTls, signal: AbortSign
   if (socket.readableLength > 0)
     throw new PosternError('UPSTREAM_TLS', 'the server sent data before the TLS handshake');
 
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
   const secure = nodeTls().connect({ ...connectionOptions(tls), socket });
+  try {
+    return await secured(secure, tls, signal);
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+}
+
+/**
+ * How `dial` connects to a server that speaks TLS from the first byte on: the handshake begins by itself, and `secured` waits for it.
+ * Such a socket can read into buffers of its user, and one on top of another cannot. Throws UPSTREAM_TLS.
+ */
+export function tlsConnector(tls: ClientTls): (to: TcpNetConnectOpts) => TLSSocket {
+  const options = connectionOptions(tls);
+  // `to` has an address that the name was resolved to: the certificate is the name's.
+  const verified = tls.verify === 'verify-full' && {
+    checkServerIdentity: (_address: string, certificate: PeerCertificate) =>
+      nodeTls().checkServerIdentity(tls.serverName, certificate),
+  };
+  return (to) => nodeTls().connect({ ...options, ...to, ...verified });
+}
+
+/** The socket, once its handshake is done and the server has proved itself. Throws UPSTREAM_TLS, and destroys it. */
+export async function secured(secure: TLSSocket, tls: ClientTls, signal: AbortSignal): Promise<TLSSocket> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
   const abort = () => reject(signal.reason as Error);
   const closed = () =>
     reject(new PosternError('UPSTREAM_TLS', 'the server closed the connection during the TLS handshake'));
@@ -48,10 +72,10 @@ export async function startTls(socket: Socket, tls: ClientTls, signal: AbortSign
   secure.once('end', closed);
   secure.on('error', reject);
   try {
+    if (signal.aborted) abort();
     await promise;
   } catch (error) {
     secure.destroy();
-    socket.destroy();
     signal.throwIfAborted();
     throw error instanceof PosternError
       ? error

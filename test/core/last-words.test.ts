@@ -1,9 +1,13 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { describe, it } from 'node:test';
+import { createServer as createTlsServer, connect as tlsConnect } from 'node:tls';
 
+import { saveLastWords } from '../../src/core/last-words.ts';
 import { TypeScriptRelay } from '../../src/core/relay-typescript.ts';
+import { certificates } from '../support/servers.ts';
 
 const lastWords = 'FATAL: terminating connection due to administrator command';
 
@@ -56,4 +60,42 @@ describe('the last words of a server that breaks off', () => {
       assert.equal(heard, lastWords);
       assert.equal(relay.bytes.fromUpstream, lastWords.length);
     });
+
+  it('are heard from a TLS socket that reads into a buffer of its user', async () => {
+    const { server: leaf } = await certificates();
+    const sockets: Socket[] = [];
+    const [cert, key] = await Promise.all([readFile(leaf.cert), readFile(leaf.key)]);
+    const server = createTlsServer({ cert, key }, (socket) => sockets.push(socket.on('error', () => {})));
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const buffer = Buffer.alloc(64 * 1024);
+    const onto = {
+      port: (server.address() as AddressInfo).port,
+      host: '127.0.0.1',
+      onread: { buffer, callback: () => true },
+    };
+    const near = tlsConnect({ rejectUnauthorized: false, ...onto });
+    near.on('error', () => {});
+    await once(near, 'secureConnect');
+    while (sockets.length === 0) await new Promise(setImmediate);
+    near.pause();
+    let heard = '';
+    saveLastWords(
+      near,
+      (bytes) => {
+        heard += bytes.toString('latin1');
+      },
+      () => buffer,
+    );
+    const [far] = sockets;
+    far?.write(lastWords);
+    far?.end(' and more');
+    // All of it is in the kernel of the other end when the FIN behind it has gone.
+    await new Promise((resolve) => far?.once('finish', resolve));
+    const closed = new Promise((resolve) => near.once('close', resolve));
+    near.destroy(new Error('a write failed'));
+    await closed;
+    assert.equal(heard, `${lastWords} and more`);
+    far?.destroy();
+    server.close();
+  });
 });

@@ -101,7 +101,7 @@ function fieldsOf(bytes: Buffer, head: Head): string[] {
 function passedOn(bytes: Buffer, head: Head, host: string): Buffer {
   const parts = [bytes.subarray(head.methodAt, head.lineEnd), Buffer.from(host)];
   let at = head.lineEnd;
-  for (let i = 0; i < head.cut.length; i += 2) {
+  for (let i = 0; i < head.cuts; i += 2) {
     assert.ok((head.cut[i] as number) >= at);
     parts.push(bytes.subarray(at, head.cut[i]));
     at = head.cut[i + 1] as number;

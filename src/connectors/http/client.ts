@@ -40,6 +40,9 @@ const MOST_HELD = MAX_HEAD + 256 * 1024;
 const MOST_KEPT = 64 * 1024;
 /** Room that an idle connection may hold for the next one. */
 const SPARE_KEPT = 4 * 1024;
+/** Larger room goes round among all connections: one that needs it has it for a request only. */
+const spareRoom: Buffer[] = [];
+const MOST_SPARE_ROOM = 32;
 /** How long a client may take to read the end of a connection that is closed, in milliseconds. */
 const CLOSING = 30_000;
 
@@ -107,7 +110,7 @@ export class Client implements WireUser, Timed {
   /** The response is complete and the request is not. */
   #early = false;
   /** The whole request as it came, for sending it once more; `#keptLength` is 0 when it cannot be. */
-  #kept = nothing;
+  #kept: Buffer = nothing;
   #keptLength = 0;
   /** Of a body that is awaited, where its length is known; else 0. */
   #missing = 0;
@@ -245,7 +248,7 @@ export class Client implements WireUser, Timed {
       return;
     }
     const reply = errorReply(error, this.#session.id, !(this.isHead && this.#phase === BUSY));
-    this.wire.put(reply, 0, reply.length);
+    this.wire.putWhole(reply);
     this.#close();
   }
 
@@ -320,7 +323,7 @@ export class Client implements WireUser, Timed {
 
   /** Writes what is in the slab. */
   sendSlab(): void {
-    this.wire.put(slab.bytes, slab.from, slab.at);
+    this.wire.putWhole(slab.view());
     if (this.wire.backlog() > 0) slab.keep();
   }
 
@@ -352,7 +355,7 @@ export class Client implements WireUser, Timed {
       this.#close();
       return;
     }
-    if (this.#kept.length > SPARE_KEPT) this.#kept = nothing;
+    if (this.#kept.length > SPARE_KEPT) this.#leaveRoom();
     this.#phase = IDLE;
     this.#due = clock.now + this.#member.settings.timeouts.keepAlive;
     if (this.#paused) this.#resume();
@@ -529,8 +532,8 @@ export class Client implements WireUser, Timed {
     slab.copy(origin.hostLine, 0, origin.hostLine.length);
     slab.copy(injection.headers, 0, injection.headers.length);
     let at = head.lineEnd;
-    const { cut } = head;
-    for (let i = 0; i < cut.length; i += 2) {
+    const { cut, cuts } = head;
+    for (let i = 0; i < cuts; i += 2) {
       slab.copy(bytes, at, cut[i] as number);
       at = cut[i + 1] as number;
     }
@@ -545,7 +548,7 @@ export class Client implements WireUser, Timed {
     } else if (this.#body === BODY_CHUNKED) this.#chunks.reset(member.names);
     this.#keep(bytes, from, next, MOST_KEPT);
     this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
-    upstream.wire.put(slab.bytes, slab.from, slab.at);
+    upstream.wire.putWhole(slab.view());
     if (upstream.wire.backlog() > 0) slab.keepSecret(upstream.hasWritten);
     return next;
   }
@@ -564,7 +567,7 @@ export class Client implements WireUser, Timed {
       if (signed !== BODY_NEEDED) return signed;
       this.#phase = COLLECTING;
       // Nobody else can tell the client to go on: the server knows nothing of the request yet.
-      if (head.expect && !this.#toldToGoOn) this.wire.put(CONTINUE, 0, CONTINUE.length);
+      if (head.expect && !this.#toldToGoOn) this.wire.putWhole(CONTINUE);
       this.#toldToGoOn = true;
       this.#missing = head.body === BODY_LENGTH ? head.length - (to - head.end) : 0;
       if (head.body === BODY_CHUNKED) {
@@ -601,8 +604,8 @@ export class Client implements WireUser, Timed {
     else if (this.#left === 0) this.#body = BODY_NONE;
     this.#keep(bytes, from, signed.next, this.#member.settings.bufferLimit + MAX_HEAD);
     this.#due = soon(this.#body === BODY_NONE ? response : requestBody);
-    wire.put(signed.head, 0, signed.head.length);
-    if (signed.body !== undefined && signed.body.length > 0) wire.put(signed.body, 0, signed.body.length);
+    wire.putWhole(signed.head);
+    if (signed.body !== undefined && signed.body.length > 0) wire.putWhole(signed.body);
     return signed.next;
   }
 
@@ -651,9 +654,13 @@ export class Client implements WireUser, Timed {
     if (this.#body !== BODY_NONE || length > most) return;
     this.#keptLength = length;
     if (bytes === this.#kept) return;
-    if (length > this.#kept.length)
-      this.#kept = Buffer.allocUnsafeSlow(Math.max(512, 2 ** Math.ceil(Math.log2(length))));
+    if (length > this.#kept.length) this.#kept = roomFor(length);
     bytes.copy(this.#kept, 0, from, to);
+  }
+
+  #leaveRoom(): void {
+    if (this.#kept.length === MOST_KEPT && spareRoom.length < MOST_SPARE_ROOM) spareRoom.push(this.#kept);
+    this.#kept = nothing;
   }
 
   #sendAgain(): void {
@@ -681,7 +688,7 @@ export class Client implements WireUser, Timed {
       }
       if (chunks.pass > from) upstream.wire.put(bytes, from, chunks.pass);
       if (chunks.done) {
-        if (chunks.closeLine) upstream.wire.put(CRLF, 0, 2);
+        if (chunks.closeLine) upstream.wire.putWhole(CRLF);
         this.#body = BODY_NONE;
       }
     }
@@ -798,7 +805,7 @@ export class Client implements WireUser, Timed {
     if (this.#phase === CLOSED) return;
     this.#phase = CLOSED;
     this.#held = undefined;
-    this.#kept = nothing;
+    this.#leaveRoom();
     this.#due = clock.now + CLOSING;
     this.wire.endLingering();
   }
@@ -824,6 +831,8 @@ export class Client implements WireUser, Timed {
       case BUSY:
         if (this.#body !== BODY_NONE && !this.#paused)
           return this.refuse(refusal(408, 'the body of the request did not come in time', 'TIMEOUT'));
+        if (this.#begun && this.wire.backlog() > 0)
+          return this.refuse(new PosternError('TIMEOUT', 'the client did not take its response in time'));
         return this.refuse(new PosternError('TIMEOUT', 'the server did not answer in time'));
       case TUNNEL:
         return this.refuse(new PosternError('TIMEOUT', 'the connection was idle for too long'));
@@ -848,6 +857,13 @@ interface Access {
 }
 
 const nothing = Buffer.alloc(0);
+
+function roomFor(length: number): Buffer {
+  const exact = 2 ** Math.ceil(Math.log2(length));
+  if (exact <= SPARE_KEPT || exact > MOST_KEPT) return Buffer.allocUnsafeSlow(Math.max(512, exact));
+  return spareRoom.pop() ?? Buffer.allocUnsafeSlow(MOST_KEPT);
+}
+
 const gone = new PosternError('CLIENT_CLOSED', 'the client closed the connection');
 
 /** When a timeout of so many milliseconds from now is over; 0 ms is no timeout. */

@@ -65,8 +65,12 @@ export class Head {
   end = 0;
   /** Behind the first line. */
   lineEnd = 0;
-  /** Pairs [from, to) of whole lines to leave out, in order. */
-  readonly cut: number[] = [];
+  /**
+   * Pairs [from, to) of whole lines to leave out, in order: the first `cuts` numbers. An array that is emptied and grown
+   * for each head costs more than reading it.
+   */
+  readonly cut = new Int32Array(2 * FIELDS);
+  cuts = 0;
   body = BODY_NONE;
   /** Of the body, with BODY_LENGTH; else -1. */
   length = -1;
@@ -100,8 +104,9 @@ export class Head {
 
   /** What `Connection` says. */
   options = 0;
-  /** Pairs [from, to) of other names in `Connection`. */
-  readonly nominated: number[] = [];
+  /** Pairs [from, to) of other names in `Connection`: the first `nominations` numbers. */
+  readonly nominated = new Int32Array(2 * NOMINATED);
+  nominations = 0;
 
   get close(): boolean {
     return (this.options & CLOSE) !== 0;
@@ -112,6 +117,12 @@ export class Head {
   /** The sender asks for, or agrees to, a WebSocket. */
   get upgrade(): boolean {
     return (this.options & UPGRADE) !== 0 && this.hasUpgrade;
+  }
+
+  /** Leaves the line out. */
+  cutLine(from: number, to: number): void {
+    this.cut[this.cuts++] = from;
+    this.cut[this.cuts++] = to;
   }
 }
 
@@ -221,8 +232,8 @@ function parseFields(
   const large = request ? 431 : 502;
   head.reason = '';
   head.lineEnd = i;
-  head.cut.length = 0;
-  head.nominated.length = 0;
+  head.cuts = 0;
+  head.nominations = 0;
   head.body = BODY_NONE;
   head.length = -1;
   head.options = 0;
@@ -273,14 +284,14 @@ function parseFields(
     switch (kind) {
       case K_HOP:
       case K_OWNED:
-        head.cut.push(line, i);
+        head.cutLine(line, i);
         break;
       case K_HOST:
         if (head.hostEnd !== 0) return refuse(head, bad, 'more than one Host');
         if (!isAuthority(bytes, from, end)) return refuse(head, bad, 'malformed Host');
         head.hostAt = from;
         head.hostEnd = end;
-        head.cut.push(line, i);
+        head.cutLine(line, i);
         break;
       case K_LENGTH: {
         if (head.length >= 0) return refuse(head, bad, 'more than one Content-Length');
@@ -308,12 +319,12 @@ function parseFields(
         if (upgrade) return refuse(head, bad, 'more than one Upgrade');
         upgrade = true;
         head.hasUpgrade = equals(bytes, from, end, WEBSOCKET);
-        head.cut.push(line, i);
+        head.cutLine(line, i);
         break;
       case K_EXPECT:
         // HTTP/1.0 does not know it: to be ignored (RFC 9110 10.1.1).
         if (head.minor === 0) {
-          head.cut.push(line, i);
+          head.cutLine(line, i);
           break;
         }
         if (head.expect || !equals(bytes, from, end, CONTINUE))
@@ -323,7 +334,7 @@ function parseFields(
       case K_CONNECTION: {
         const fault = readOptions(bytes, from, end, head, names, request);
         if (fault !== '') return refuse(head, bad, fault);
-        head.cut.push(line, i);
+        head.cutLine(line, i);
         break;
       }
       case K_OVERRIDE:
@@ -348,7 +359,7 @@ function parseFields(
     return refuse(head, 400, 'CONNECT with a body');
   if (i - at > max) return refuse(head, large, 'head too large');
   head.end = i;
-  if (head.nominated.length > 0) cutNominated(bytes, head);
+  if (head.nominations > 0) cutNominated(bytes, head);
   return i;
 }
 
@@ -378,8 +389,9 @@ function readOptions(
     else {
       const kind = names.kindOf(bytes, from, i);
       if (kind === 0 || kind === K_OVERRIDE) {
-        if (head.nominated.length === 2 * NOMINATED) return 'too many names in Connection';
-        head.nominated.push(from, i);
+        if (head.nominations === 2 * NOMINATED) return 'too many names in Connection';
+        head.nominated[head.nominations++] = from;
+        head.nominated[head.nominations++] = i;
       } else if (kind !== K_HOP && request) {
         // Taking these away would change where the message ends, whose it is, or what it means. In responses it does
         // happen (`Connection: Transfer-Encoding` is true, after all), and there it is enough that they stay.
@@ -394,17 +406,18 @@ function readOptions(
 
 /** Cuts the lines whose names `Connection` had. Rare, so a second look at a head that is well-formed by now. */
 function cutNominated(bytes: Buffer, head: Head): void {
-  const { cut, nominated } = head;
-  const known = cut.splice(0);
+  const { nominated, nominations } = head;
+  const known = head.cut.slice(0, head.cuts);
+  head.cuts = 0;
   let next = 0;
   for (let line = head.lineEnd; line < head.end - 2; ) {
     const lineEnd = bytes.indexOf('\r\n', line, 'latin1') + 2;
     const nameEnd = bytes.indexOf(0x3a, line);
-    let drop = known[next] === line;
+    let drop = next < known.length && known[next] === line;
     if (drop) next += 2;
-    for (let i = 0; i < nominated.length && !drop; i += 2)
+    for (let i = 0; i < nominations && !drop; i += 2)
       drop = sameName(bytes, line, nameEnd, nominated[i] as number, nominated[i + 1] as number);
-    if (drop) cut.push(line, lineEnd);
+    if (drop) head.cutLine(line, lineEnd);
     line = lineEnd;
   }
 }

@@ -2,7 +2,7 @@ import { PosternError } from '../../core/errors.ts';
 import type { Session } from '../../core/session.ts';
 import { acceptTls } from '../../core/tls.ts';
 import { defineConnector, type Protocol, type ServiceContext } from '../connector.ts';
-import { attachAccepted, tryTakingOver } from './accelerator.ts';
+import { attachAccepted, tryAccelerating } from './accelerator.ts';
 import { openAuthority } from './authority.ts';
 import { Client } from './client.ts';
 import { explainRequest } from './explain.ts';
@@ -64,7 +64,7 @@ export interface HttpService {
 
 /** Opens a service for one of the connectors that the engine serves. */
 export function openHttp(about: HttpService, service: ServiceContext): Protocol {
-  if (about.engine.reads === 'auto') void tryTakingOver();
+  if (about.engine.reads === 'auto') void tryAccelerating();
   const member = openMember(service, about.engine, about.scheme);
   const reverse = about.reverse && new ReverseFront(member, about.reverse);
   const front = new ListenerFront(member);

@@ -108,6 +108,7 @@ export class Pool implements Timed {
   }
 
   #next(): void {
+    if (this.#waiting.size === 0) return;
     for (const client of this.#waiting) {
       this.#waiting.delete(client);
       if (client.proceed()) return;

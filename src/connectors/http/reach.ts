@@ -1,9 +1,10 @@
 import type { OnReadOpts, Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
 
 import { Deadline } from '../../core/deadline.ts';
 import { dial } from '../../core/dial.ts';
 import { PosternError } from '../../core/errors.ts';
-import { type ClientTls, startTls } from '../../core/tls.ts';
+import { type ClientTls, secured, tlsConnector } from '../../core/tls.ts';
 import type { Origin } from './route.ts';
 import type { EngineSettings } from './settings.ts';
 
@@ -12,7 +13,7 @@ export type UpstreamTls = Omit<ClientTls, 'serverName'>;
 
 /**
  * Connects to an origin, with TLS where it has it. Throws UPSTREAM_UNREACHABLE, UPSTREAM_TLS, CLIENT_REFUSED for an
- * address that the origin may not have, or the signal's reason. `onread` is for connections in clear.
+ * address that the origin may not have, or the signal's reason.
  */
 export async function reach(
   origin: Origin,
@@ -29,12 +30,11 @@ export async function reach(
     );
   using patience = new Deadline(connect, late, signal);
   const target = { kind: 'tcp', host: origin.host, port: origin.port } as const;
-  const { socket } = await dial(target, patience.signal, {
-    onread: origin.tls ? undefined : onread,
-    permits: origin.permits,
-  });
-  if (!origin.tls) return socket;
+  const { permits } = origin;
+  if (!origin.tls) return (await dial(target, patience.signal, { onread, permits })).socket;
   const serverName = settings.tls.serverName ?? origin.host;
   const wanted = { ...tls, serverName, alpn: 'http/1.1', alpnOptional: true };
-  return await startTls(socket, wanted, patience.signal);
+  const begin = tlsConnector(wanted);
+  const { socket } = await dial(target, patience.signal, { onread, permits, connect: begin });
+  return await secured(socket as TLSSocket, wanted, patience.signal);
 }

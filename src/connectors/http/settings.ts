@@ -107,7 +107,7 @@ export const engineShape = {
     .enum(['auto', 'onread', 'data'])
     .default('auto')
     .describe(
-      "How connections of clients are read. onread: into buffers that are used again, by a way that Node does not document. data: by Node's own. auto: by the first, where a try at the start has shown that it works.",
+      "How connections are read and written to. onread: clients' are read into buffers that are used again, and all are written to past their streams, by ways that Node does not document. data: by Node's own. auto: by the first, where a try at the start has shown that it works.",
     ),
 };
 

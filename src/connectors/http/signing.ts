@@ -83,7 +83,7 @@ function fieldsOf(bytes: Buffer, head: Head, owned: readonly string[]): { header
     const colon = bytes.indexOf(0x3a, line);
     const name = bytes.toString('latin1', line, colon);
     const value = bytes.toString('latin1', colon + 1, end).replace(/^[ \t]+|[ \t]+$/g, '');
-    if (head.cut[next] === line) {
+    if (next < head.cuts && head.cut[next] === line) {
       next += 2;
       if (owned.includes(name.toLowerCase().replaceAll('_', '-'))) cut.push([name, value]);
     } else headers.push([name, value]);

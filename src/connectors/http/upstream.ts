@@ -1,6 +1,7 @@
 import { PosternError } from '../../core/errors.ts';
 import { type ChunkData, Chunks } from './chunked.ts';
 import type { Client } from './client.ts';
+import { handleOf } from './direct.ts';
 import { BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, Head, INCOMPLETE, parseResponse } from './head.ts';
 import { Held } from './held.ts';
 import { responseNames } from './names.ts';
@@ -79,7 +80,7 @@ export class Upstream implements WireUser, ChunkData {
         this.pool.tlsSession = session;
       });
       if (this.#gone) socket.destroy();
-      else this.wire.attach(socket, origin.tls);
+      else this.wire.attach(socket, false, member.settings.reads === 'data' ? undefined : handleOf);
     } catch (thrown) {
       if (!this.#gone) this.#fail(PosternError.from(thrown));
     } finally {
@@ -224,7 +225,7 @@ export class Upstream implements WireUser, ChunkData {
         }
         if (!this.#unframe) {
           if (chunks.pass > from) client.wire.put(bytes, from, chunks.pass);
-          if (chunks.done && chunks.closeLine) client.wire.put(CRLF, 0, 2);
+          if (chunks.done && chunks.closeLine) client.wire.putWhole(CRLF);
         }
         if (chunks.done) {
           this.#done(client, next < to);
@@ -313,13 +314,13 @@ export class Upstream implements WireUser, ChunkData {
   }
 
   #putHead(bytes: Buffer, from: number, bodyAt: number, extra: Buffer | undefined): void {
-    const { cut } = head;
+    const { cut, cuts } = head;
     const start = slab.at;
     let at = from;
     const echo = this.#echoed(bytes, from, bodyAt);
     if (echo || this.#unframe) at = this.#putScrubbed(bytes, from, bodyAt);
     else
-      for (let i = 0; i < cut.length; i += 2) {
+      for (let i = 0; i < cuts; i += 2) {
         slab.copy(bytes, at, cut[i] as number);
         at = cut[i + 1] as number;
       }
@@ -342,7 +343,7 @@ export class Upstream implements WireUser, ChunkData {
 
   /** The slow road, line by line: without those that repeat the credential, and the framing that a client does not know. */
   #putScrubbed(bytes: Buffer, from: number, bodyAt: number): number {
-    const { cut } = head;
+    const { cut, cuts } = head;
     let next = 0;
     for (let line = from; line < bodyAt - 2; ) {
       const end = line === from ? head.lineEnd : bytes.indexOf('\r\n', line, 'latin1') + 2;
@@ -355,7 +356,7 @@ export class Upstream implements WireUser, ChunkData {
         line = end;
         continue;
       }
-      if (cut[next] === line) {
+      if (next < cuts && cut[next] === line) {
         drop = true;
         next += 2;
       }

@@ -2,11 +2,14 @@ import { Socket } from 'node:net';
 
 import { saveLastWords } from '../../core/last-words.ts';
 import { endLingering } from '../../core/socket.ts';
+import { type FindHandle, type Handle, type WriteRequest, writeDirectly } from './direct.ts';
 
 /** One end's connection as the engine sees it: plain, under TLS, or a test's double. */
 export interface Wire {
   /** Sends `bytes[from..to)`. While `backlog` is above 0 that part may not be written to, or is kept as a copy. */
   put(bytes: Buffer, from: number, to: number): void;
+  /** The same with all of `bytes`, which are not ones that a wire has handed out. */
+  putWhole(bytes: Buffer): void;
   /** Bytes that the kernel has not taken yet. */
   backlog(): number;
   /** So many of them that no more should be put. */
@@ -84,6 +87,11 @@ let reading: SocketWire | undefined;
 export class SocketWire implements Wire {
   readonly #user: WireUser;
   #socket: Socket | undefined;
+  /** What is written to instead of the socket, where that works. */
+  #handle: Handle | undefined;
+  #find: FindHandle | undefined;
+  /** Writes to it that are queued. */
+  #underway = 0;
   #waiting: Buffer[] = [];
   #waitingBytes = 0;
   #paused = false;
@@ -121,21 +129,25 @@ export class SocketWire implements Wire {
     },
   };
 
-  /** The socket is there. `pushed`: it has no `onread` of this wire and says what it reads as events. */
-  attach(socket: Socket, pushed: boolean): void {
+  /**
+   * The socket is there. `pushed`: it has no `onread` of this wire and says what it reads as events. `find` finds the handle
+   * that it may be written to by: at any time, because a connection that is kept may be older than the news that this works.
+   */
+  attach(socket: Socket, pushed: boolean, find?: FindHandle): void {
     this.#socket = socket;
+    this.#find = find;
     socket.on('error', ignore);
     socket.on('end', this.#ended);
     socket.on('close', this.#closed);
     socket.on('drain', this.#drained);
     if (pushed) socket.on('data', this.#data);
-    saveLastWords(socket, this.#data);
+    saveLastWords(socket, this.#data, pushed ? undefined : () => this.#current);
     const waiting = this.#waiting;
     this.#waiting = [];
     this.#waitingBytes = 0;
-    for (const bytes of waiting) socket.write(bytes);
+    for (const bytes of waiting) this.#write(socket, bytes);
     // Small writes that the kernel takes at once are followed by no 'drain'.
-    if (waiting.length > 0 && socket.writableLength === 0) this.#user.onDrain();
+    if (waiting.length > 0 && this.backlog() === 0) this.#user.onDrain();
     if (this.#paused) socket.pause();
     else if (!pushed) socket.resume();
   }
@@ -158,33 +170,44 @@ export class SocketWire implements Wire {
       this.#waitingBytes += kept.length;
       return;
     }
-    if (socket.destroyed) return;
     if (bytes === shared) {
-      socket.write(copied(bytes, from, to));
+      this.#write(socket, copied(bytes, from, to));
       return;
     }
     const source = reading;
     const lease = source === undefined ? undefined : source.#lease;
     if (source !== undefined && lease !== undefined && bytes === lease.bytes) {
       lease.writes += 1;
-      socket.write(bytes.subarray(from, to), lease.written);
-      if (socket.writableLength > 0) source.#leaseTaken = true;
+      this.#write(socket, bytes.subarray(from, to), lease.written);
+      if (this.backlog() > 0) source.#leaseTaken = true;
       return;
     }
-    socket.write(bytes.subarray(from, to));
+    this.#write(socket, bytes.subarray(from, to));
+  }
+
+  putWhole(bytes: Buffer): void {
+    const socket = this.#socket;
+    if (socket !== undefined) this.#write(socket, bytes);
+    else {
+      this.#waiting.push(bytes);
+      this.#waitingBytes += bytes.length;
+    }
   }
 
   backlog(): number {
     const socket = this.#socket;
-    return socket === undefined ? this.#waitingBytes : socket.writableLength;
+    if (socket === undefined) return this.#waitingBytes;
+    if (this.#handle === undefined) return socket.writableLength;
+    return this.#underway === 0 ? 0 : this.#handle.writeQueueSize;
   }
 
   get full(): boolean {
     const backlog = this.backlog();
     if (backlog <= LOW_WATER) return false;
     if (backlog > HIGH_WATER) return true;
-    // Behind less than the socket's own mark there comes no 'drain', and whoever pauses would wait for ever.
-    return leases >= MOST_LEASES && spare.length === 0 && this.#socket?.writableNeedDrain === true;
+    if (leases < MOST_LEASES || spare.length > 0) return false;
+    // Behind less than a stream's own mark there comes no 'drain', and whoever pauses would wait for ever.
+    return this.#handle !== undefined || this.#socket?.writableNeedDrain === true;
   }
 
   pause(): void {
@@ -204,7 +227,7 @@ export class SocketWire implements Wire {
   endLingering(): void {
     const socket = this.#socket;
     if (socket === undefined || socket.destroyed) return;
-    if (socket.writableLength === 0) {
+    if (this.backlog() === 0) {
       endLingering(socket);
       return;
     }
@@ -236,6 +259,44 @@ export class SocketWire implements Wire {
     const socket = takenOver.has(wired) ? handBack(wired) : wired;
     if (unread.length > 0) socket.unshift(unread);
     return socket;
+  }
+
+  #write(socket: Socket, bytes: Buffer, written?: () => void): void {
+    if (socket.destroyed) {
+      written?.();
+      return;
+    }
+    const handle = this.#handle ?? this.#findHandle(socket);
+    if (handle === undefined) {
+      socket.write(bytes, written);
+      return;
+    }
+    let queued: WriteRequest | undefined;
+    try {
+      queued = writeDirectly(handle, bytes);
+    } catch (error) {
+      written?.();
+      // Not now: whoever writes does not expect to hear of it, nor the server's last words, before it returns.
+      process.nextTick(() => socket.destroy(error as Error));
+      return;
+    }
+    if (queued === undefined) {
+      written?.();
+      return;
+    }
+    this.#underway += 1;
+    queued.oncomplete = (status) => {
+      this.#underway -= 1;
+      written?.();
+      if (status < 0) socket.destroy(new Error(`write failed with ${status}`));
+      else if (this.#underway === 0) this.#user.onDrain();
+    };
+  }
+
+  #findHandle(socket: Socket): Handle | undefined {
+    // What its stream still has comes first.
+    if (socket.writableLength === 0) this.#handle = this.#find?.(socket);
+    return this.#handle;
   }
 
   readonly #data = (bytes: Buffer): void => this.#user.onBytes(bytes, 0, bytes.length);

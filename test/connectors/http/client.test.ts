@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer as createHttpServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { describe, it } from 'node:test';
 
 import { paces, until } from '../../support/session.ts';
@@ -368,5 +371,26 @@ describe('timeouts of a client of the HTTP plane', () => {
     half.send(get('/half'));
     assert.match((await half.rest()).toString(), /\r\n\r\n123$/);
     await until('the reset', () => half.error === 'ECONNRESET');
+  });
+
+  it('say of a client that does not take its response that it was the client', async () => {
+    const size = 32 * 1024 * 1024;
+    const server = createHttpServer((_request, response) => {
+      response.setHeader('content-length', size);
+      response.end(Buffer.alloc(size));
+    });
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const { port } = server.address() as AddressInfo;
+    try {
+      await using served = await inFrontOf({ port }, { timeouts: { response: `${silence}ms` } });
+      const client = await served.connect();
+      client.socket.pause();
+      client.send(get());
+      await until('the end', () => served.log.includes('the client did not take its response in time'));
+      assert.ok(!served.log.includes('the server did not answer in time'));
+    } finally {
+      server.closeAllConnections();
+      server.close();
+    }
   });
 });

@@ -5,7 +5,7 @@ import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { describe, it, type TestContext } from 'node:test';
 import { pino } from 'pino';
 
-import { attachAccepted, type Reading, tryTakingOver } from '../../../src/connectors/http/accelerator.ts';
+import { attachAccepted, type Reading, tryAccelerating } from '../../../src/connectors/http/accelerator.ts';
 import { blindTunnel } from '../../../src/connectors/http/connect.ts';
 import { SocketWire } from '../../../src/connectors/http/wire.ts';
 import { Admission } from '../../../src/core/admission.ts';
@@ -24,7 +24,7 @@ interface Scene {
 
 /** A tunnel through a socket that was read by a wire before, as behind a request for one. */
 async function scene(t: TestContext, how: Reading, permits: (address: string) => boolean): Promise<Scene> {
-  if (how === 'onread') assert.ok(await tryTakingOver());
+  if (how === 'onread') assert.ok(await tryAccelerating());
   const sockets: Socket[] = [];
   const { promise: upstream, resolve: connected } = Promise.withResolvers<Socket>();
   const origin = createServer({ allowHalfOpen: true }, (socket) => {

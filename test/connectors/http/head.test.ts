@@ -39,7 +39,7 @@ function parse(text: string, kind: 'request' | 'response' = 'request', max = MAX
   const slice = (a: number, b: number) => bytes.toString('latin1', a, b);
   let passed = '';
   let at = head.lineEnd;
-  for (let i = 0; i < head.cut.length; i += 2) {
+  for (let i = 0; i < head.cuts; i += 2) {
     assert.ok((head.cut[i] as number) >= at, 'cuts are in order');
     passed += slice(at, head.cut[i] as number);
     at = head.cut[i + 1] as number;
@@ -486,7 +486,12 @@ describe('the head of a request', () => {
     const fresh = new Head();
     const bytes = Buffer.from('GET / HTTP/1.0\r\nX-A: 1\r\n\r\n');
     parseRequest(bytes, 0, bytes.length, fresh, requests, MAX);
-    assert.deepEqual(head, fresh);
+    const inForce = (each: Head) => ({
+      ...each,
+      cut: each.cut.subarray(0, each.cuts),
+      nominated: each.nominated.subarray(0, each.nominations),
+    });
+    assert.deepEqual(inForce(head), inForce(fresh));
   });
 });
 

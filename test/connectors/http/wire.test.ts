@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import type { Socket } from 'node:net';
 import { describe, it } from 'node:test';
 
-import { attachAccepted, tryTakingOver } from '../../../src/connectors/http/accelerator.ts';
+import { attachAccepted, tryAccelerating } from '../../../src/connectors/http/accelerator.ts';
 import { SocketWire, type WireUser } from '../../../src/connectors/http/wire.ts';
 import { socketPair, until } from '../../support/session.ts';
 
@@ -28,8 +28,8 @@ class Recorder implements WireUser {
 }
 
 describe('a wire', () => {
-  it('can take accepted sockets over on this Node.js', async () => {
-    assert.equal(await tryTakingOver(), true);
+  it('can take accepted sockets over, and write past their streams, on this Node.js', async () => {
+    assert.equal(await tryAccelerating(), true);
   });
 
   for (const reads of ['onread', 'data'] as const) {
@@ -88,6 +88,67 @@ describe('a wire', () => {
       wire.destroy();
       near.destroy();
       await until('the sockets to close', () => far.closed);
+    });
+  }
+
+  for (const reads of ['onread', 'data'] as const) {
+    it(`keeps what its peer does not take yet, in order, and says when it has gone, written to as with ${reads}`, async () => {
+      const [near, far] = await socketPair();
+      const user = new Recorder();
+      const wire = new SocketWire(user);
+      attachAccepted(wire, far, reads);
+      const block = Buffer.alloc(256 * 1024, 'x');
+      let sent = 0;
+      for (let i = 0; i < 200 && !wire.full; i += 1) {
+        wire.put(block, 0, block.length);
+        sent += block.length;
+      }
+      const before = wire.backlog();
+      wire.putWhole(Buffer.from(' and '));
+      wire.put(Buffer.from('(the last)'), 1, 9);
+      assert.equal(wire.backlog(), before + ' and the last'.length);
+      const answer = collected(near);
+      await until('the news', () => user.events.includes('drain'));
+      assert.equal(wire.backlog(), 0);
+      wire.end();
+      await until('all of it', () => answer.ended);
+      assert.equal(answer.text, `${'x'.repeat(sent)} and the last`);
+      near.end();
+      await until('both ends', () => user.events.includes('close'));
+    });
+
+    it(`ends with its socket while something is queued, written to as with ${reads}`, async () => {
+      const [near, far] = await socketPair();
+      const user = new Recorder();
+      const wire = new SocketWire(user);
+      attachAccepted(wire, far, reads);
+      const block = Buffer.alloc(256 * 1024, 'x');
+      for (let i = 0; i < 200 && !wire.full; i += 1) wire.put(block, 0, block.length);
+      assert.ok(wire.full);
+      near.resetAndDestroy();
+      await until('the end', () => user.events.includes('close'));
+      wire.put(block, 0, block.length);
+      wire.end();
+      assert.deepEqual(
+        user.events.filter((event) => event === 'close'),
+        ['close'],
+      );
+    });
+
+    it(`tells of a write that failed when the writer has returned, written to as with ${reads}`, async () => {
+      const [near, far] = await socketPair();
+      const user = new Recorder();
+      const wire = new SocketWire(user);
+      attachAccepted(wire, far, reads);
+      wire.pause();
+      near.resetAndDestroy();
+      const bytes = Buffer.from('to nobody');
+      await until('the end', () => {
+        const told = user.events.length;
+        wire.put(bytes, 0, bytes.length);
+        assert.equal(user.events.length, told);
+        return user.events.includes('close');
+      });
     });
   }
 
