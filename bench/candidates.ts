@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { chmod, chown, copyFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
@@ -5,6 +7,7 @@ import { psql } from '../test/support/clients/psql.ts';
 import { Postern } from '../test/support/postern.ts';
 import { installPgBouncer } from '../test/support/servers/install.ts';
 import { pgBouncerConfig, pgBouncerUsers } from '../test/support/servers/pgbouncer.ts';
+import type { PostgresInfo } from '../test/support/servers/postgres.ts';
 import { answers, freePort, launch, mark, ready, unprivileged } from '../test/support/servers/process.ts';
 import { discard, freshFolder, writeRecord } from '../test/support/servers/state.ts';
 import {
@@ -16,10 +19,16 @@ import {
   startPostgres,
   Unavailable,
 } from '../test/support/servers.ts';
+import { layOut, type Package } from './package.ts';
+import { haproxyVersion, PlainRelay } from './relays.ts';
+
+/** Who takes part in the rows of PostgreSQL, in the order of the columns. `Postern` is what a user gets who sets nothing. */
+export const names = ['direct', 'Postern', 'epoll', 'TypeScript', 'HAProxy', 'PgBouncer', 'Go'] as const;
+export type Name = (typeof names)[number];
 
 /** Something that a client program can connect to; everything goes by the PG* variables. */
 export interface Candidate {
-  readonly name: 'direct' | 'Postern' | 'PgBouncer';
+  readonly name: Name;
   readonly env: Readonly<Record<string, string>>;
   /** Its process, when it is one that stands in between. */
   readonly pid: number | undefined;
@@ -34,14 +43,24 @@ export interface Cast extends AsyncDisposable {
   readonly versions: Readonly<Record<string, string>>;
   /** Upstream without TLS. */
   readonly plain: Field;
-  /** Upstream with TLS, verified in full; the client's side of Postern and PgBouncer stays plain. */
+  /** Upstream with TLS, verified in full; the client's side of those in between stays plain. */
   readonly tls: Field;
+  /** The same, without those through which a client would have to log in by itself: SCRAM refuses that where only half of the way has TLS. */
+  readonly tlsLogins: Field;
   /** As `plain`, the credential in OpenBao instead of a file; undefined where there is no OpenBao. */
   readonly vault: Field | undefined;
-  /** Fresh processes to count the memory of. */
-  newcomer(name: 'Postern' | 'PgBouncer', tls: boolean): Promise<Newcomer | undefined>;
+  /** A fresh process to count the memory of; undefined for who is not here. */
+  newcomer(name: Name, options: NewcomerOptions): Promise<Newcomer | undefined>;
+  /** A server that takes any number of sessions and trusts everybody, in a process of its own. */
+  trustingServer(): Promise<Newcomer>;
   /** What could not be had. */
   readonly missing: readonly string[];
+}
+
+export interface NewcomerOptions {
+  readonly tls: boolean;
+  /** The server behind it, when it is not PostgreSQL. */
+  readonly upstream?: number;
 }
 
 /** A process that has served nobody yet. */
@@ -50,13 +69,28 @@ export interface Newcomer extends AsyncDisposable {
   readonly port: number;
 }
 
+type Engine = 'Postern' | 'epoll' | 'TypeScript';
+
+/** The settings under `relay:`, by which they differ. */
+const engines: Readonly<Record<Engine, string>> = {
+  Postern: '{ engine: native }',
+  epoll: '{ engine: native, dedicatedSessions: 0 }',
+  TypeScript: '{ engine: typescript }',
+};
+
 const role = 'scram_user';
+/** Asks for no password, for those who relay TLS that the client knows nothing of: with SCRAM it would notice. */
+const trusted = 'trust_user';
 const database = 'app';
-const MOST_CONNECTIONS = 1500;
+/** For 2,000 idle sessions, and some that have not quite gone yet. */
+const MOST_CONNECTIONS = 2300;
+const MOST_SESSIONS = 11_000;
 
 /** Starts a PostgreSQL 18 of our own and everything that is to stand before it. */
 export async function assemble(): Promise<Cast> {
   await using stack = new AsyncDisposableStack();
+  const built = await layOut();
+  stack.defer(() => rm(built.folder, { recursive: true, force: true }));
   const postgres = await startPostgres({
     version: 18,
     certificate: 'server',
@@ -79,57 +113,119 @@ export async function assemble(): Promise<Cast> {
       return undefined;
     }
   };
+  if (built.withoutNative !== undefined)
+    missing.push(`the native engine, so Postern relays in TypeScript: ${built.withoutNative}`);
 
   const bao = await orSaid('OpenBao', () => server('openbao'));
-  const postern = stack.use(
-    await startPostern(
-      {
-        plain: service(postgres, { mode: 'disable' }, { secret }),
-        tls: service(postgres, { mode: 'verify-full', ca }, { secret }),
-        ...(bao && { vault: service(postgres, { mode: 'disable' }, 'vault') }),
-      },
-      bao,
-    ),
-  );
-  const through = (name: string): Candidate => ({
-    name: 'Postern',
-    env: target(postern.port(name)),
-    pid: postern.pid,
-  });
+  const plainly = service(postgres.port, { mode: 'disable' }, { secret });
+  const verified = { mode: 'verify-full', ca };
+  const postern: Partial<Record<Engine, Postern>> = {};
+  const [usual, ...others] = enginesOf(built);
+  for (const engine of [usual, ...others])
+    postern[engine] = stack.use(
+      await startPostern(
+        built,
+        engine,
+        {
+          plain: plainly,
+          ...(engine === 'TypeScript' && { tls: service(postgres.port, verified, { secret }) }),
+          ...(engine === usual && bao && { vault: service(postgres.port, { mode: 'disable' }, 'vault') }),
+        },
+        engine === usual ? bao : undefined,
+      ),
+    );
+  const through = (engine: Engine, name = 'plain'): Candidate[] => {
+    const process = postern[engine];
+    return process ? [{ name: engine, env: target(process.port(name)), pid: process.pid }] : [];
+  };
   const bouncers = await orSaid('PgBouncer', async () => ({
     plain: stack.use(await PgBouncer.start(postgres, undefined)),
     tls: stack.use(await PgBouncer.start(postgres, ca)),
   }));
+  const haproxy = await orSaid('HAProxy', async () => stack.use(await PlainRelay.haproxy(postgres.port)));
+  const gophers = await orSaid('Go', async () => ({
+    plain: stack.use(await PlainRelay.go(postgres.port, undefined)),
+    tls: stack.use(await PlainRelay.go(postgres.port, ca)),
+  }));
   const bounced = (bouncer: PgBouncer | undefined): Candidate[] =>
     bouncer ? [{ name: 'PgBouncer', env: target(bouncer.port), pid: bouncer.pid }] : [];
+  const password = { PGPASSWORD: canary.postgres, PGSSLMODE: 'disable' };
+  const relayed = (name: Name, relay: PlainRelay | undefined, env: Record<string, string>): Candidate[] =>
+    relay ? [{ name, env: { ...target(relay.port), ...env }, pid: relay.pid }] : [];
   const direct = (tls: Readonly<Record<string, string>>): Candidate => ({
     name: 'direct',
-    env: { ...target(postgres.port), PGPASSWORD: canary.postgres, ...tls },
+    env: { ...target(postgres.port), ...password, ...tls },
     pid: undefined,
   });
-  const plain = direct({ PGSSLMODE: 'disable' });
-  const verified = direct({ PGSSLMODE: 'verify-full', PGSSLROOTCERT: ca });
+  const plain = direct({});
+  const tlsLogins = [
+    direct({ PGSSLMODE: 'verify-full', PGSSLROOTCERT: ca }),
+    ...through('TypeScript', 'tls'),
+    ...bounced(bouncers?.tls),
+  ];
 
   const pgbench = await psql(['--version'], { program: 'pgbench' });
   const ours = stack.move();
   return {
     postgres,
-    versions: { PostgreSQL: '18', pgbench: pgbench.stdout.trim() },
-    plain: [plain, through('plain'), ...bounced(bouncers?.plain)],
-    tls: [verified, through('tls'), ...bounced(bouncers?.tls)],
-    vault: bao && [plain, through('vault')],
+    versions: {
+      PostgreSQL: '18',
+      pgbench: pgbench.stdout.trim(),
+      ...(haproxy && { HAProxy: await haproxyVersion() }),
+      ...(built.staleNative && {
+        addon: 'older than its source: run `npm run native` to measure this commit',
+      }),
+    },
+    plain: [
+      plain,
+      ...through('Postern'),
+      ...through('epoll'),
+      ...through('TypeScript'),
+      ...relayed('HAProxy', haproxy, password),
+      ...bounced(bouncers?.plain),
+      ...relayed('Go', gophers?.plain, password),
+    ],
+    tls: [...tlsLogins, ...relayed('Go', gophers?.tls, { PGUSER: trusted, PGSSLMODE: 'disable' })],
+    tlsLogins,
+    vault: bao && [plain, ...through(usual, 'vault')],
     missing,
-    newcomer: async (name, tls) => {
-      if (name === 'PgBouncer') return bouncers && (await PgBouncer.start(postgres, tls ? ca : undefined));
-      const mode = tls ? { mode: 'verify-full', ca } : { mode: 'disable' };
-      const fresh = await startPostern({ only: service(postgres, mode, { secret }) }, undefined);
+    newcomer: async (name, { tls, upstream = postgres.port }) => {
+      const verifying = tls ? ca : undefined;
+      if (name === 'PgBouncer')
+        return bouncers && (await PgBouncer.start({ ...postgres, port: upstream }, verifying));
+      if (name === 'HAProxy') return haproxy && (await PlainRelay.haproxy(upstream));
+      if (name === 'Go') return gophers && (await PlainRelay.go(upstream, verifying));
+      if (name === 'direct' || !postern[name]) return undefined;
+      const only = service(upstream, tls ? verified : { mode: 'disable' }, { secret });
+      const fresh = await startPostern(built, name, { only }, undefined);
       return {
         pid: fresh.pid,
         port: fresh.port('only'),
         [Symbol.asyncDispose]: () => fresh[Symbol.asyncDispose](),
       };
     },
+    trustingServer,
     [Symbol.asyncDispose]: () => ours.disposeAsync(),
+  };
+}
+
+/** The one that is used without a word first. */
+function enginesOf(built: Package): readonly [Engine, ...Engine[]] {
+  return built.withoutNative === undefined ? ['Postern', 'epoll', 'TypeScript'] : ['TypeScript'];
+}
+
+async function trustingServer(): Promise<Newcomer> {
+  const program = join(import.meta.dirname, 'trusting-server.ts');
+  const child = spawn(process.execPath, [program], { stdio: ['ignore', 'pipe', 'inherit', 'ipc'] });
+  const [port] = (await once(child.stdout ?? child, 'data')) as [Buffer];
+  return {
+    pid: child.pid ?? 0,
+    port: Number(port.toString()),
+    [Symbol.asyncDispose]: async () => {
+      const ended = once(child, 'exit');
+      child.kill();
+      await ended;
+    },
   };
 }
 
@@ -139,7 +235,7 @@ function target(port: number): Record<string, string> {
 
 /** One entry under `services:`; its login is in a file, or in OpenBao. */
 function service(
-  postgres: PrivatePostgres,
+  upstream: number,
   tls: Readonly<Record<string, string>>,
   from: { readonly secret: string } | 'vault',
 ): string {
@@ -150,14 +246,16 @@ function service(
   return `
     connector: postgres
     listenOn: tcp://127.0.0.1:0
-    limits: { maxConnections: 5000, loginTimeout: 30s }
+    limits: { maxConnections: ${MOST_SESSIONS}, loginTimeout: 30s }
     credentials: { username: ${get('username')}, password: ${get('password')} }
-    config: { host: 127.0.0.1, port: ${postgres.port}, tls: ${JSON.stringify(tls)} }
+    config: { host: 127.0.0.1, port: ${upstream}, tls: ${JSON.stringify(tls)} }
 `;
 }
 
-/** Postern as its users run it: the log at `info`, the credential asked for at each login. */
+/** Postern as its users run it: the built package, the log at `info`, the credential asked for at each login. */
 async function startPostern(
+  built: Package,
+  engine: Engine,
   services: Readonly<Record<string, string>>,
   bao: OpenBao | undefined,
 ): Promise<Postern> {
@@ -167,9 +265,11 @@ async function startPostern(
 `
     : '';
   const all = Object.entries(services).map(([name, text]) => `  ${name}:${text}`);
-  return await Postern.start(`version: 2\n${vault}services:\n${all.join('')}`, {
+  const file = `version: 2\nrelay: ${engines[engine]}\n${vault}services:\n${all.join('')}`;
+  return await Postern.start(file, {
+    program: built.program,
     args: ['--log-level', 'info'],
-    ...(bao && { env: { SECRET_ID: bao.secretId } }),
+    env: { NODE_ENV: 'production', ...(bao && { SECRET_ID: bao.secretId }) },
     ...(process.env['BENCH_NODE_OPTIONS'] && { nodeOptions: process.env['BENCH_NODE_OPTIONS'] }),
   });
 }
@@ -189,7 +289,7 @@ class PgBouncer implements AsyncDisposable {
   }
 
   /** `ca`: verifies the server; undefined: no TLS. */
-  static async start(postgres: PrivatePostgres, ca: string | undefined): Promise<PgBouncer> {
+  static async start(upstream: PostgresInfo, ca: string | undefined): Promise<PgBouncer> {
     const program = await installPgBouncer();
     const identity = await unprivileged();
     const { server: leaf, ca: clientCa } = await certificates();
@@ -206,13 +306,13 @@ class PgBouncer implements AsyncDisposable {
     const usual = pgBouncerConfig({
       address: '127.0.0.1',
       port,
-      upstream: postgres,
+      upstream,
       files: { users: paths.users, key, cert: leaf.cert, ca: clientCa },
     });
     // The last of two equal settings counts.
     const own = `auth_type = trust
-max_client_conn = 5000
-default_pool_size = ${MOST_CONNECTIONS - 100}
+max_client_conn = ${MOST_SESSIONS}
+default_pool_size = ${MOST_SESSIONS}
 server_tls_sslmode = ${ca ? 'verify-full' : 'disable'}
 ${ca ? `server_tls_ca_file = ${ca}` : ''}
 `;

@@ -1,129 +1,127 @@
-import type { Sample } from './measure.ts';
+import { type Section, sectionOf, sections } from './contest.ts';
+import { QUIET_CORES } from './machine.ts';
+import type { Recorded } from './record.ts';
+import {
+  cpuOf,
+  foreignOf,
+  type GrowthRow,
+  isNoisy,
+  isQuiet,
+  type MemoryRow,
+  NOISY,
+  noiseOf,
+  type Row,
+  ratios,
+  spreadOf,
+} from './rows.ts';
 import type { StartRow } from './start.ts';
-
-/** Median, least and most. */
-export interface Spread {
-  readonly median: number;
-  readonly least: number;
-  readonly most: number;
-}
-
-/** One line of the table: all its samples, by candidate, in the order of the rounds. */
-export interface Row {
-  readonly id: string;
-  readonly title: string;
-  readonly unit: string;
-  readonly samples: Readonly<Record<string, readonly Sample[]>>;
-}
-
-export interface MemoryRow {
-  readonly title: string;
-  readonly sessions: number;
-  /** KiB with none, half and all of the sessions. */
-  readonly resident: readonly [number, number, number];
-}
+import { perSessionBeyond, type Verdict, verdictsOn } from './verdicts.ts';
 
 /** Everything that one run found out. */
 export interface Results {
   readonly command: string;
   readonly facts: Readonly<Record<string, string>>;
   readonly rows: readonly Row[];
+  /** Of HTTP. */
   readonly memory: readonly MemoryRow[];
+  readonly growth?: readonly GrowthRow[];
   readonly start?: readonly StartRow[];
   readonly missing: readonly string[];
 }
 
-/** Direct runs that differ by more than this say that the machine had other things to do. */
-const NOISY = 1.5;
-
-export function spreadOf(values: readonly number[]): Spread {
-  const sorted = values.toSorted((a, b) => a - b);
-  const middle = sorted.length / 2;
-  const median = ((sorted[Math.ceil(middle) - 1] ?? 0) + (sorted[Math.floor(middle)] ?? 0)) / 2;
-  return { median, least: sorted[0] ?? 0, most: sorted.at(-1) ?? 0 };
-}
-
-/** Each round's value by the same round's other one: what the machine did meanwhile falls out of it. */
-export function ratios(row: Row, name: string, other = 'direct'): number[] {
-  const base = row.samples[other] ?? [];
-  return (row.samples[name] ?? []).map(({ value }, round) => value / (base[round]?.value ?? Number.NaN));
-}
-
-/** How far the direct runs of a row were apart. */
-export function noiseOf(row: Row): number {
-  const { least, most } = spreadOf((row.samples['direct'] ?? []).map(({ value }) => value));
-  return most / least;
-}
-
-/** CPU seconds of the process in between for 100,000 transactions, one for each round. */
-export function cpuOf(row: Row, name: string): number[] {
-  return (row.samples[name] ?? []).flatMap(({ cpuSeconds, transactions }) =>
-    cpuSeconds !== undefined && transactions ? [(cpuSeconds / transactions) * 100_000] : [],
+/** All tables of a run, in Markdown. */
+export function markdown(results: Results): string {
+  return [...heading(results, results.rows), ...sections.flatMap((name) => tablesOf(name, results))].join(
+    '\n',
   );
 }
 
-/** The tables, in Markdown. */
-export function markdown(results: Results): string {
-  const { rows, memory, start = [], facts, missing, command } = results;
-  const noisy = rows.filter((row) => noiseOf(row) > NOISY);
+/** The tables of some sections, each with the facts of the run. */
+export function recordOf(results: Results, names: readonly Section[]): Recorded[] {
+  return names.map((name) => {
+    const rows = results.rows.filter(({ id }) => sectionOf(id) === name);
+    return { section: name, text: [...heading(results, rows), ...tablesOf(name, results)].join('\n') };
+  });
+}
+
+function heading({ command, facts, missing }: Results, rows: readonly Row[]): string[] {
   return [
     `Command: \`${command}\``,
     '',
     ...Object.entries(facts).map(([name, value]) => `- ${name}: ${value}`),
     ...missing.map((what) => `- not here: ${what}`),
-    `- noise: ${
-      rows.every(({ samples }) => (samples['direct']?.length ?? 0) < 2)
-        ? 'one round says nothing about it'
-        : noisy.length === 0
-          ? `the direct runs of every row are within a factor of ${NOISY}`
-          : `too noisy to tell in ${noisy.length === rows.length ? 'every row' : noisy.map(({ title }) => title).join('; ')} (direct runs differ by more than a factor of ${NOISY})`
-    }`,
+    ...(rows.length > 0 ? [`- noise: ${noiseTold(rows)}`] : []),
     '',
+  ];
+}
+
+function noiseTold(rows: readonly Row[]): string {
+  if (rows.every(({ samples }) => (samples['direct']?.length ?? 0) < 2))
+    return 'one round says nothing about it';
+  const noisy = rows.filter(isNoisy);
+  const measure = `direct runs differ by more than a factor of ${NOISY}, or others took more than ${QUIET_CORES} of a core`;
+  if (noisy.length === 0)
+    return `the direct runs of every row are within a factor of ${NOISY}, and others took no more than ${QUIET_CORES} of a core`;
+  const which = noisy.length === rows.length ? 'every row' : noisy.map(({ title }) => title).join('; ');
+  return `too noisy to tell in ${which} (${measure})`;
+}
+
+function tablesOf(name: Section, results: Results): string[] {
+  const rows = results.rows.filter(({ id }) => sectionOf(id) === name);
+  const { growth = [], start = [] } = results;
+  if (name === 'database')
+    return [...databaseTables(rows), ...verdicts(verdictsOn(rows, [], [])), ...limits(rows)];
+  if (name === 'mysql') return [...mysqlTables(rows), ...limits(rows)];
+  if (name === 'http') return [...httpTables(rows, results.memory), ...limits(rows)];
+  return [...startTables(start), ...growthTables(growth), ...verdicts(verdictsOn([], growth, start))];
+}
+
+/** In the order of the columns; `Postern` is what a user gets who sets nothing. */
+const databasePeers = ['Postern', 'epoll', 'TypeScript', 'HAProxy', 'PgBouncer', 'Go'];
+
+function databaseTables(rows: readonly Row[]): string[] {
+  const peers = databasePeers.filter((name) => rows.some(({ samples }) => samples[name]));
+  return [
     ...section(
-      'Median (least to most). "of direct" is the ratio within each round.',
-      ['', 'direct', 'Postern', 'of direct', 'PgBouncer', 'of direct', 'direct, most/least'],
-      rows
-        .filter(isDatabase)
-        .map((row) => [
-          `${row.title}, ${row.unit}`,
-          amount(row, 'direct'),
-          amount(row, 'Postern'),
-          ratio(row, 'Postern'),
-          amount(row, 'PgBouncer'),
-          ratio(row, 'PgBouncer'),
-          noise(row),
-        ]),
+      'Medians. `Postern` is native with its default of 32 sessions that have two threads each, `epoll` native with none (`dedicatedSessions: 0`), `TypeScript` without the addon, as always with TLS; all have the same login.',
+      ['', 'direct', ...peers, 'direct, most/least', 'others, cores', 'quiet rounds'],
+      rows.map((row) => [
+        `${row.title}, ${row.unit}`,
+        median(row, 'direct'),
+        ...peers.map((name) => median(row, name)),
+        noise(row),
+        foreign(row),
+        quietRounds(row),
+      ]),
     ),
     ...section(
-      'CPU seconds of the process in between, for 100,000 transactions:',
-      ['', 'Postern', 'PgBouncer'],
-      rows
-        .filter((row) => isDatabase(row) && cpuOf(row, 'Postern').length > 0)
-        .map((row) => [row.title, cpu(row, 'Postern'), cpu(row, 'PgBouncer')]),
+      'Their ratios to direct within each round: median (least to most).',
+      ['', ...peers],
+      rows.map((row) => [row.title, ...peers.map((name) => ratio(row, name))]),
     ),
     ...section(
-      'HTTP: requests a second, and their ratio to direct within each round.',
-      ['', 'direct', 'Postern', 'nginx', 'HAProxy', 'http-proxy', 'Postern of nginx', 'direct, most/least'],
+      'CPU seconds of the process in between, for 100,000 transactions: median (least to most).',
+      ['', ...peers],
       rows
-        .filter((row) => !isDatabase(row))
-        .map((row) => [
-          row.title,
-          amount(row, 'direct'),
-          ...httpPeers.map((name) => `${amount(row, name)} ${ratio(row, name)}`.trim()),
-          ratio(row, 'Postern', 'nginx'),
-          noise(row),
-        ]),
+        .filter((row) => peers.some((name) => cpuOf(row, name).length > 0))
+        .map((row) => [row.title, ...peers.map((name) => cpu(row, name))]),
     ),
+  ];
+}
+
+function mysqlTables(rows: readonly Row[]): string[] {
+  return [
     ...section(
-      'HTTP: CPU seconds of the process in between, for 100,000 requests; "of nginx" is the ratio of the medians.',
-      ['', ...httpPeers, 'Postern of nginx'],
-      rows
-        .filter((row) => !isDatabase(row))
-        .map((row) => [
-          row.title,
-          ...httpPeers.map((name) => cpu(row, name)),
-          (spreadOf(cpuOf(row, 'Postern')).median / spreadOf(cpuOf(row, 'nginx')).median).toFixed(2),
-        ]),
+      'Median (least to most). "of direct" is the ratio within each round; CPU is in seconds of Postern for 100,000 transactions.',
+      ['', 'direct', 'Postern', 'of direct', 'CPU', 'direct, most/least'],
+      rows.map((row) => [
+        `${row.title}, ${row.unit}`,
+        amount(row, 'direct'),
+        amount(row, 'Postern'),
+        ratio(row, 'Postern'),
+        cpu(row, 'Postern'),
+        noise(row),
+      ]),
     ),
     ...section(
       'What it costs to look for COM_CHANGE_USER (`changeUser: intercept`, the default), by Postern with `changeUser: relay`, which does not:',
@@ -139,8 +137,33 @@ export function markdown(results: Results): string {
           cpu(row, 'relay'),
         ]),
     ),
+  ];
+}
+
+function httpTables(rows: readonly Row[], memory: readonly MemoryRow[]): string[] {
+  return [
     ...section(
-      'Memory of the process in between, resident, with idle sessions:',
+      'HTTP: requests a second, and their ratio to direct within each round.',
+      ['', 'direct', 'Postern', 'nginx', 'HAProxy', 'http-proxy', 'Postern of nginx', 'direct, most/least'],
+      rows.map((row) => [
+        row.title,
+        amount(row, 'direct'),
+        ...httpPeers.map((name) => `${amount(row, name)} ${ratio(row, name)}`.trim()),
+        ratio(row, 'Postern', 'nginx'),
+        noise(row),
+      ]),
+    ),
+    ...section(
+      'HTTP: CPU seconds of the process in between, for 100,000 requests; "of nginx" is the ratio of the medians.',
+      ['', ...httpPeers, 'Postern of nginx'],
+      rows.map((row) => [
+        row.title,
+        ...httpPeers.map((name) => cpu(row, name)),
+        (spreadOf(cpuOf(row, 'Postern')).median / spreadOf(cpuOf(row, 'nginx')).median).toFixed(2),
+      ]),
+    ),
+    ...section(
+      'Memory of the process in between, resident, with idle connections:',
       ['', 'none', 'half', 'all', 'sessions', 'for each'],
       memory.map(({ title, sessions, resident: [none, half, all] }) => [
         title,
@@ -151,29 +174,78 @@ export function markdown(results: Results): string {
         `${((all - none) / sessions).toFixed(1)} KiB`,
       ]),
     ),
-    ...section(
-      'From the start of the process to ready, and what is resident a second later, after one session and after 100:',
-      ['', 'ready, ms', 'CPU, ms', 'idle', 'after 1', 'after 100'],
-      start.map(({ title, ready, cpu, resident }) => [
-        title,
-        told(ready, whole),
-        told(cpu, whole),
-        ...[0, 1, 2].map((i) =>
-          told(
-            resident.map((each) => each[i] ?? 0),
-            megabytes,
-          ),
+  ];
+}
+
+function startTables(start: readonly StartRow[]): string[] {
+  return section(
+    'From the start of the process to ready, and what is resident a second later, after one session and after 100:',
+    ['', 'ready, ms', 'CPU, ms', 'idle', 'after 1', 'after 100'],
+    start.map(({ title, ready, cpu: spent, resident }) => [
+      title,
+      told(ready, whole),
+      told(spent, whole),
+      ...[0, 1, 2].map((i) =>
+        told(
+          resident.map((each) => each[i] ?? 0),
+          megabytes,
         ),
-      ]),
+      ),
+    ]),
+  );
+}
+
+function growthTables(growth: readonly GrowthRow[]): string[] {
+  const before = (server: GrowthRow['server'], title: string) => {
+    const rows = growth.filter((row) => row.server === server);
+    const counts = rows[0]?.points.map(([sessions]) => sessions) ?? [];
+    const [, first = 0] = counts;
+    return section(
+      title,
+      [
+        '',
+        ...counts.map((count) => (count === 0 ? 'none' : count.toLocaleString('en-US'))),
+        'for each after the first',
+      ],
+      rows.map((row) => {
+        const each = perSessionBeyond(row, first);
+        return [
+          row.title,
+          ...row.points.map(([, kibibytes]) => megabytes(kibibytes)),
+          each === undefined ? '' : `${each.toFixed(1)} KiB`,
+        ];
+      }),
+    );
+  };
+  return [
+    ...before(
+      'PostgreSQL',
+      'Memory of the process in between, resident, with idle sessions of PostgreSQL; the last column counts those after the first number of them:',
     ),
-  ].join('\n');
+    ...before(
+      'trusting',
+      'The same with idle sessions of a small program that answers logins and queries as PostgreSQL with `trust` does, in one process:',
+    ),
+  ];
+}
+
+function verdicts(all: readonly Verdict[]): string[] {
+  if (all.length === 0) return [];
+  const lines = all.map(({ aim, outcome, detail }) => `- **${outcome}**: ${aim}: ${detail}`);
+  return [
+    'What was aimed at, by the rounds in which nobody else used the machine; "level" is within 5 %, which such runs cannot tell apart:',
+    '',
+    ...lines,
+    '',
+  ];
+}
+
+function limits(rows: readonly Row[]): string[] {
+  const lines = rows.flatMap(({ title, limit }) => (limit === undefined ? [] : [`- ${title}: ${limit}`]));
+  return lines.length === 0 ? [] : ['What limits each row:', '', ...lines, ''];
 }
 
 const httpPeers = ['Postern', 'nginx', 'HAProxy', 'http-proxy'];
-
-function isDatabase({ id }: Row): boolean {
-  return !id.startsWith('http-');
-}
 
 function section(title: string, heads: readonly string[], lines: readonly (readonly string[])[]): string[] {
   return lines.length === 0 ? [] : [title, '', table(heads, lines), ''];
@@ -192,6 +264,26 @@ function table(heads: readonly string[], lines: readonly (readonly string[])[]):
 function noise(row: Row): string {
   if ((row.samples['direct']?.length ?? 0) < 2) return '';
   return `${noiseOf(row).toFixed(2)}${noiseOf(row) > NOISY ? ' (too noisy)' : ''}`;
+}
+
+function foreign(row: Row): string {
+  const cores = foreignOf(row);
+  return cores.length === 0 ? '' : spreadOf(cores).median.toFixed(2);
+}
+
+/** Those in which nobody was disturbed. */
+function quietRounds(row: Row): string {
+  const all = Object.values(row.samples);
+  const rounds = row.samples['direct']?.length ?? 0;
+  const quiet = Array.from({ length: rounds }, (_, round) =>
+    all.every((samples) => samples[round] === undefined || isQuiet(samples[round])),
+  );
+  return `${quiet.filter(Boolean).length} of ${rounds}`;
+}
+
+function median(row: Row, name: string): string {
+  const values = (row.samples[name] ?? []).map(({ value }) => value);
+  return values.length === 0 ? '' : whole(spreadOf(values).median);
 }
 
 function amount(row: Row, name: string): string {

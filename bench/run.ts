@@ -1,76 +1,43 @@
 import { once } from 'node:events';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism, constants, cpus, loadavg, totalmem } from 'node:os';
 import { join, relative } from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { capture } from '../test/support/servers/process.ts';
 import { Unavailable } from '../test/support/servers.ts';
-import { assemble, type Cast, type Field } from './candidates.ts';
+import { assemble, type Cast } from './candidates.ts';
+import {
+  type Contest,
+  compete,
+  entrants,
+  type Plan,
+  type Section,
+  sectionOf,
+  sections,
+  wanted,
+} from './contest.ts';
+import { countDatabaseMemory, databaseContests, databaseIds } from './database.ts';
 import { assembleHttp, type HttpCandidate, type HttpCast, idleHttpMemory, type Load } from './http.ts';
-import { copyOut, fill, idleMemory, pgbench, type Sample } from './measure.ts';
+import { hurry } from './machine.ts';
+import { fill } from './measure.ts';
 import { assembleMySql, type MySqlCandidate, type MySqlCast } from './mysql.ts';
-import { type MemoryRow, markdown, type Results, type Row } from './report.ts';
+import { record } from './record.ts';
+import { markdown, type Results, recordOf } from './report.ts';
+import type { GrowthRow, MemoryRow, Row } from './rows.ts';
 import { measureStart } from './start.ts';
 
-const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WORD]...
+const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WORD]... [--record]
   Compares a PostgreSQL, a MySQL and an HTTP server behind Postern with the same ones reached
-  directly, and with PgBouncer, nginx, HAProxy and http-proxy in between. Prints the table and
-  keeps it in bench/results.
-    --quick      one cold round of one second, fewer rows: under a minute
+  directly, and with PgBouncer, HAProxy, a relay in Go, nginx and http-proxy in between. Prints
+  the tables and keeps them in bench/results.
+    --quick      one cold round of one second, fewer rows: less than 90 seconds
     --rounds N   how often everything is measured; default 5
-    --seconds N  how long each pgbench runs; default 5
-    --only WORD  only rows whose name contains the word; may be repeated
+    --seconds N  how long each run of a load takes; default 1
+    --only WORD  only the rows of a section (database, mysql, http, start), rows whose name begins
+                 with the word, or rows of PostgreSQL that have it anywhere; may be repeated
+    --record     puts the tables of each section that was measured whole into docs/performance.md
 `;
-
-interface Plan {
-  readonly rounds: number;
-  readonly seconds: number;
-  readonly only: readonly string[];
-  /** One cold round, to see that it works. */
-  readonly quick: boolean;
-  readonly megabytes: number;
-  /** The same for MySQL. */
-  readonly resultMegabytes: number;
-  readonly idleSessions: number;
-}
-
-interface Contest {
-  readonly id: string;
-  readonly title: string;
-  readonly unit: string;
-  /** Who takes part, `direct` first. */
-  readonly entrants: readonly Entrant[];
-}
-
-interface Entrant {
-  readonly name: string;
-  readonly measure: (seconds: number) => Promise<Sample>;
-}
-
-function entrants<Someone extends { readonly name: string }>(
-  field: readonly Someone[],
-  measure: (candidate: Someone, seconds: number) => Promise<Sample>,
-): Entrant[] {
-  return field.map((candidate) => ({
-    name: candidate.name,
-    measure: (seconds) => measure(candidate, seconds),
-  }));
-}
-
-/** The rows of PostgreSQL: its servers are started when one of them is wanted. */
-const postgresIds = [
-  'select-c1',
-  'select-c8',
-  'select-c32',
-  'select-c8-tls',
-  'connect',
-  'connect-tls',
-  'connect-vault',
-  'copy',
-  'copy-tls',
-  'memory',
-];
 
 /** The rows of a start, likewise. */
 const startId = 'start';
@@ -100,45 +67,7 @@ const httpIds = [
   'http-memory',
 ];
 
-function contests(cast: Cast, { megabytes }: Plan): Contest[] {
-  const select = (clients: number, tls = false): Contest => ({
-    id: `select-c${clients}${tls ? '-tls' : ''}`,
-    title: `select-only, prepared, ${clients} ${clients === 1 ? 'client' : 'clients'}${tls ? ', TLS verify-full' : ''}`,
-    unit: 'tps',
-    entrants: entrants(tls ? cast.tls : cast.plain, (candidate, seconds) =>
-      pgbench(candidate, { clients, seconds }),
-    ),
-  });
-  const connect = (id: string, title: string, field: Field): Contest => ({
-    id,
-    title,
-    unit: 'tps',
-    entrants: entrants(field, (candidate, seconds) =>
-      pgbench(candidate, { clients: 4, seconds, reconnect: true }),
-    ),
-  });
-  const copy = (id: string, title: string, field: Field): Contest => ({
-    id,
-    title,
-    unit: 'MB/s',
-    entrants: entrants(field, (candidate) => copyOut(candidate, megabytes)),
-  });
-  return [
-    select(1),
-    select(8),
-    select(32),
-    select(8, true),
-    connect('connect', 'a connection per transaction, 4 clients', cast.plain),
-    connect('connect-tls', 'a connection per transaction, 4 clients, TLS verify-full', cast.tls),
-    ...(cast.vault
-      ? [connect('connect-vault', 'a connection per transaction, 4 clients, OpenBao', cast.vault)]
-      : []),
-    copy('copy', `COPY out of ${megabytes} MB`, cast.plain),
-    copy('copy-tls', `COPY out of ${megabytes} MB, TLS verify-full`, cast.tls),
-  ];
-}
-
-function mysqlContests(cast: MySqlCast, { resultMegabytes, quick, only }: Plan): Contest[] {
+function mysqlContests(cast: MySqlCast, { megabytes, quick, only }: Plan): Contest[] {
   const { label, generator } = cast;
   const selects = (id: string, clients: number, field: readonly MySqlCandidate[], more = ''): Contest => ({
     id,
@@ -161,9 +90,9 @@ function mysqlContests(cast: MySqlCast, { resultMegabytes, quick, only }: Plan):
     },
     {
       id: 'mysql-result',
-      title: `${label}, a result of ${resultMegabytes} MB (command line client)`,
+      title: `${label}, a result of ${megabytes} MB (command line client)`,
       unit: 'MB/s',
-      entrants: entrants(cast.field, (candidate) => cast.bigResult(candidate, resultMegabytes)),
+      entrants: entrants(cast.field, (candidate) => cast.bigResult(candidate, megabytes)),
     },
     selects('mysql-change-user', 8, cast.withRelay, ', COM_CHANGE_USER looked for or not'),
   ];
@@ -199,31 +128,6 @@ function httpContests(cast: HttpCast, { quick, only }: Plan): Contest[] {
   ];
 }
 
-async function warmUp(chosen: readonly Contest[]): Promise<void> {
-  say('warming up');
-  // What is compiled while it runs needs it most; the others once, for the caches of the server.
-  for (const [i, contest] of chosen.entries())
-    for (const { name, measure } of contest.entrants)
-      if (name === 'Postern' || name === 'relay' || i === 0) await measure(1);
-}
-
-/** Everything once, a round at a time; the order of the candidates is reversed from one round to the next. */
-async function compete(chosen: readonly Contest[], plan: Plan): Promise<Row[]> {
-  const samples = new Map(chosen.map(({ id }) => [id, {} as Record<string, Sample[]>]));
-  if (!plan.quick) await warmUp(chosen);
-  for (let round = 1; round <= plan.rounds; round += 1)
-    for (const { id, title, unit, entrants: all } of chosen) {
-      const told: string[] = [];
-      for (const { name, measure } of round % 2 === 1 ? all : all.toReversed()) {
-        const sample = await measure(plan.seconds);
-        ((samples.get(id) ?? {})[name] ??= []).push(sample);
-        told.push(`${name} ${Math.round(sample.value)}`);
-      }
-      say(`round ${round} of ${plan.rounds}: ${title}: ${told.join(', ')} ${unit}`);
-    }
-  return chosen.map(({ id, title, unit }) => ({ id, title, unit, samples: samples.get(id) ?? {} }));
-}
-
 async function countHttpMemory(cast: HttpCast, plan: Plan): Promise<MemoryRow[]> {
   if (process.platform !== 'linux' || !wanted('http-memory', plan)) return [];
   const rows: MemoryRow[] = [];
@@ -231,30 +135,11 @@ async function countHttpMemory(cast: HttpCast, plan: Plan): Promise<MemoryRow[]>
     await using newcomer = await cast.newcomer(name);
     if (!newcomer) continue;
     const title = `${name}, HTTP`;
-    say(`memory of ${title} with ${plan.idleSessions} idle connections`);
-    const resident = await idleHttpMemory(newcomer, plan.idleSessions);
-    rows.push({ title, sessions: plan.idleSessions, resident });
+    say(`memory of ${title} with ${plan.idle.http} idle connections`);
+    const resident = await idleHttpMemory(newcomer, plan.idle.http);
+    rows.push({ title, sessions: plan.idle.http, resident });
   }
   return rows;
-}
-
-async function countMemory(cast: Cast, plan: Plan): Promise<MemoryRow[]> {
-  if (process.platform !== 'linux' || !wanted('memory', plan)) return [];
-  const rows: MemoryRow[] = [];
-  for (const name of ['Postern', 'PgBouncer'] as const)
-    for (const tls of [false, true]) {
-      await using newcomer = await cast.newcomer(name, tls);
-      if (!newcomer) continue;
-      const title = `${name}${tls ? ', TLS verify-full' : ''}`;
-      say(`memory of ${title} with ${plan.idleSessions} idle sessions`);
-      const resident = await idleMemory(newcomer, plan.idleSessions);
-      rows.push({ title, sessions: plan.idleSessions, resident });
-    }
-  return rows;
-}
-
-function wanted(id: string, { only }: Plan): boolean {
-  return only.length === 0 || only.some((word) => id.includes(word));
 }
 
 function plan(words: readonly string[]): Plan | string {
@@ -266,23 +151,27 @@ function plan(words: readonly string[]): Plan | string {
         rounds: { type: 'string' },
         seconds: { type: 'string' },
         only: { type: 'string', multiple: true },
+        record: { type: 'boolean', default: false },
         help: { type: 'boolean', default: false },
       },
     });
     if (values.help) return '';
     const rounds = Number(values.rounds ?? (values.quick ? 1 : 5));
-    const seconds = Number(values.seconds ?? (values.quick ? 1 : 5));
+    const seconds = Number(values.seconds ?? 1);
     for (const [name, number] of Object.entries({ rounds, seconds }))
       if (!Number.isInteger(number) || number < 1 || number > 1000)
         return `--${name} is a whole number from 1 to 1000`;
+    if (values.quick && values.record) return '--record needs more than the one cold round of --quick';
     return {
       rounds,
       seconds,
       only: values.only ?? [],
       quick: values.quick,
-      megabytes: values.quick ? 50 : 200,
-      resultMegabytes: values.quick ? 50 : 300,
-      idleSessions: values.quick ? 100 : 1000,
+      record: values.record,
+      megabytes: values.quick ? 50 : 300,
+      idle: values.quick
+        ? { http: 100, postgres: [0, 50, 100], trusting: [0, 100, 500] }
+        : { http: 1000, postgres: [0, 1000, 2000], trusting: [0, 1000, 2000, 10_000] },
     };
   } catch (error) {
     return (error as Error).message;
@@ -293,14 +182,19 @@ function plan(words: readonly string[]): Plan | string {
 interface Before {
   readonly load: readonly number[];
   readonly commit: string | undefined;
+  readonly priority: string;
 }
 
 /** Now: somebody may commit while it runs, and what is measured is what was there when it started. */
-async function lookAround(): Promise<Before> {
-  const commit = await capture('git', ['rev-parse', '--short', 'HEAD'], { cwd: import.meta.dirname }).catch(
-    () => undefined,
-  );
-  return { load: loadavg(), commit: commit?.code === 0 ? commit.stdout.trim() : undefined };
+async function lookAround({ quick }: Plan): Promise<Before> {
+  const git = async (...args: readonly string[]) => {
+    const answer = await capture('git', args, { cwd: import.meta.dirname }).catch(() => undefined);
+    return answer?.code === 0 ? answer.stdout.trim() : undefined;
+  };
+  const commit = await git('rev-parse', '--short', 'HEAD');
+  const changed = await git('status', '--porcelain', '--untracked-files=no', '--', '../src', '../native');
+  const priority = !quick && hurry() ? 'nice -10 for all that it starts' : 'the usual';
+  return { load: loadavg(), commit: commit && `${commit}${changed ? ', with changes' : ''}`, priority };
 }
 
 function facts(versions: Readonly<Record<string, string>>, before: Before): Record<string, string> {
@@ -311,6 +205,7 @@ function facts(versions: Readonly<Record<string, string>>, before: Before): Reco
     machine: `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}, ${Math.round(totalmem() / 2 ** 30)} GiB; everything on this one machine`,
     Node: process.version,
     ...versions,
+    priority: before.priority,
     'load average': `${load(before.load)} before, ${load(loadavg())} after (its own work included)`,
   };
 }
@@ -325,36 +220,38 @@ async function main(words: readonly string[]): Promise<number> {
     process[chosen === '' ? 'stdout' : 'stderr'].write(`${chosen === '' ? '' : `${chosen}\n\n`}${usage}`);
     return chosen === '' ? 0 : 2;
   }
-  const before = await lookAround();
+  const before = await lookAround(chosen);
   const interrupted = interruption();
   try {
     await using stack = new AsyncDisposableStack();
-    const postgres = postgresIds.some((id) => wanted(id, chosen)) && stack.use(await startCast());
+    const postgres = databaseIds.some((id) => wanted(id, chosen)) && stack.use(await startCast());
     const missing = postgres ? [...postgres.missing] : [];
     const mysql = mysqlIds.some((id) => wanted(id, chosen)) && (await startMySqlCast(stack, missing));
     const http = httpIds.some((id) => wanted(id, chosen)) && (await startHttpCast(stack, missing));
     const entered = [
-      ...(postgres ? contests(postgres, chosen) : []),
+      ...(postgres ? databaseContests(postgres, chosen) : []),
       ...(mysql ? mysqlContests(mysql, chosen) : []),
       ...(http ? httpContests(http, chosen) : []),
     ].filter(({ id }) => wanted(id, chosen));
     const casts = { postgres: postgres || undefined, http: http || undefined };
     const start =
       process.platform === 'linux' && wanted(startId, chosen) && (await measureStart(chosen.rounds));
-    const results = await Promise.race([interrupted, measureAll(casts, entered, chosen)]);
+    const results = await Promise.race([interrupted, measureAll(casts, entered, chosen, missing)]);
     if (typeof results === 'number') return 128 + results;
     const versions = {
       ...(postgres && postgres.versions),
       ...(mysql && mysql.versions),
       ...(http && http.versions),
     };
-    await keep({
+    const found: Results = {
       command: ['npm run bench', ...(words.length > 0 ? ['--', ...words] : [])].join(' '),
       facts: facts(versions, before),
       missing,
       ...(start && { start }),
       ...results,
-    });
+    };
+    await keep(found);
+    if (chosen.record) await recordWhole(found, chosen);
     return 0;
   } catch (error) {
     if (!(error instanceof Unavailable)) throw error;
@@ -364,7 +261,7 @@ async function main(words: readonly string[]): Promise<number> {
 }
 
 async function startCast(): Promise<Cast> {
-  say('starting PostgreSQL, Postern and PgBouncer');
+  say('building Postern; starting PostgreSQL, Postern, PgBouncer, HAProxy and the relay in Go');
   return await assemble();
 }
 
@@ -401,16 +298,32 @@ async function measureAll(
   { postgres, http }: { readonly postgres: Cast | undefined; readonly http: HttpCast | undefined },
   entered: readonly Contest[],
   chosen: Plan,
-): Promise<{ rows: Row[]; memory: MemoryRow[] }> {
+  missing: string[],
+): Promise<{ rows: Row[]; growth: GrowthRow[]; memory: MemoryRow[] }> {
   const [direct] = postgres?.plain ?? [];
-  if (postgres && direct && entered.some(({ id }) => postgresIds.includes(id)))
+  if (postgres && direct && entered.some(({ id }) => databaseIds.includes(id)))
     await fill(postgres.postgres, direct, chosen.megabytes);
-  const rows = await compete(entered, chosen);
-  const memory = [
-    ...(postgres ? await countMemory(postgres, chosen) : []),
-    ...(http ? await countHttpMemory(http, chosen) : []),
-  ];
-  return { rows, memory };
+  const rows = await compete(entered, chosen, say);
+  const growth = postgres ? await countDatabaseMemory(postgres, chosen, say, missing) : [];
+  const memory = http ? await countHttpMemory(http, chosen) : [];
+  return { rows, growth, memory };
+}
+
+/** Only whole sections: a table that lacks rows would take the place of one that has them. */
+async function recordWhole(results: Results, chosen: Plan): Promise<void> {
+  const ids = [...databaseIds, ...mysqlIds, ...httpIds, startId];
+  const whole = sections.filter(
+    (name) => ids.every((id) => sectionOf(id) !== name || wanted(id, chosen)) && hasRows(name, results),
+  );
+  const page = join(import.meta.dirname, '..', 'docs', 'performance.md');
+  await writeFile(page, record(await readFile(page, 'utf8'), recordOf(results, whole)));
+  say(
+    `docs/performance.md: ${whole.length > 0 ? whole.join(', ') : 'nothing; no section was measured whole'}`,
+  );
+}
+
+function hasRows(name: Section, { rows, start = [] }: Results): boolean {
+  return rows.some(({ id }) => sectionOf(id) === name) || (name === 'start' && start.length > 0);
 }
 
 async function keep(results: Results): Promise<void> {

@@ -211,6 +211,11 @@ export class Broker {
     }
   }
 
+  /** Whether it is known what the cluster has, where the configuration comes from there. */
+  followed(current: boolean): void {
+    this.#observations.metrics.configFollowed(current);
+  }
+
   /** Stops accepting, lets sessions finish within their service's drain timeout, closes the providers. */
   async stop(drainTimeout = (service: ServiceConfig) => service.limits.drainTimeout): Promise<void> {
     this.#state = 'draining';

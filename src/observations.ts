@@ -25,7 +25,13 @@ export interface ObservedCredential {
 }
 
 /** Of these outcomes Postern itself has turned the client away. */
-const refusals: ReadonlySet<Outcome> = new Set<ErrorCode>(['LIMIT_REACHED', 'CLIENT_REFUSED', 'SHUTDOWN']);
+const refusals: ReadonlySet<Outcome> = new Set<ErrorCode>([
+  'LIMIT_REACHED',
+  'RATE_LIMITED',
+  'ACCESS_DENIED',
+  'CLIENT_REFUSED',
+  'SHUTDOWN',
+]);
 
 /** Whatever happens is told here once, and goes on to the metrics, the status page, the audit and the traces. */
 export class Observations {

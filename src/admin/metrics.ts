@@ -60,6 +60,7 @@ export class Metrics {
   readonly #dropped: Counter<'service'>;
   readonly #reloads: Counter<'outcome'>;
   readonly #reloaded: Gauge<never>;
+  readonly #followed: Gauge<never>;
   readonly #auditRecords: Counter<'outcome'>;
   readonly #exports: Counter<'signal' | 'outcome'>;
 
@@ -178,6 +179,10 @@ export class Metrics {
       name: 'postern_config_last_load_timestamp_seconds',
       help: 'When the configuration in force was loaded.',
     });
+    this.#followed = registry.gauge({
+      name: 'postern_config_source_up',
+      help: 'Whether the resource with the configuration is there and watched (1) or the last one stays in force (0).',
+    });
     this.#auditRecords = registry.counter({
       name: 'postern_audit_records_total',
       help: 'Records of the audit by outcome: written, or dropped because their destination took none for too long.',
@@ -256,6 +261,10 @@ export class Metrics {
   configLoaded(outcome: 'first' | 'ok' | 'failed'): void {
     if (outcome !== 'first') this.#reloads.inc({ outcome });
     if (outcome !== 'failed') this.#reloaded.set({}, Date.now() / 1000);
+  }
+
+  configFollowed(current: boolean): void {
+    this.#followed.set({}, current ? 1 : 0);
   }
 
   auditRecords(outcome: 'written' | 'dropped', count: number): void {

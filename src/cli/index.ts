@@ -1,7 +1,7 @@
 import { PosternError } from '../core/errors.ts';
 import type { Completable } from './completion.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
-import { askingFlagHelp, flagHelp, ownFlagHelp, parseOptions, UsageError } from './options.ts';
+import { askingFlagHelp, flagHelp, ownFlagHelp, parseRunOptions, UsageError } from './options.ts';
 import { packageVersion } from './version.ts';
 
 interface Command extends Completable {
@@ -12,10 +12,10 @@ interface Command extends Completable {
 const commands: Readonly<Record<string, Command>> = {
   run: {
     summary: 'serve until a signal says to stop (the default)',
-    flags: flagHelp,
+    flags: [...flagHelp, ...ownFlagHelp.run],
     execute: async (words) => {
       const { run } = await import('./run.ts');
-      return await run(parseOptions(words, process.env));
+      return await run(parseRunOptions(words, process.env));
     },
   },
   check: {

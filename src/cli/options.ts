@@ -1,6 +1,8 @@
 import { parseArgs } from 'node:util';
 
 import type { LoadContext } from '../config/load.ts';
+import type { Following } from '../config/source.ts';
+import { duration } from '../core/duration.ts';
 
 /** A command line that cannot be understood: exit code 2, with the usage. */
 export class UsageError extends Error {}
@@ -32,6 +34,18 @@ export const commonFlags = {
   connect: { type: 'boolean' },
 } as const;
 
+/** The flags of `postern run`. */
+export const runFlags = {
+  ...commonFlags,
+  watch: { type: 'boolean' },
+  'config-timeout': { type: 'string' },
+} as const;
+
+/** What `postern run` has beside the common options. */
+export interface RunOptions extends Options {
+  readonly following: Pick<Following, 'watch' | 'patience'>;
+}
+
 /** A flag with the word for its value, and what it means: for `postern help`, and for shells that complete. */
 export type FlagHelp = readonly [flag: string, meaning: string];
 
@@ -51,6 +65,10 @@ export const flagHelp: readonly FlagHelp[] = [
 
 /** The flags of single commands, beside the common ones. */
 export const ownFlagHelp = {
+  run: [
+    ['--watch', 'reload when a configuration file changes'],
+    ['--config-timeout TIME', 'how long to wait at the start for a configuration in the cluster (k8s://): 60s'],
+  ],
   check: [
     ['--connect', 'log in to every upstream once'],
     ['--json', 'print JSON, for programs'],
@@ -112,6 +130,17 @@ export const askingFlagHelp: readonly FlagHelp[] = flagHelp.filter(([flag]) =>
 /** Parses the words behind a command. Flags beat POSTERN_* variables beat the file. Throws UsageError. */
 export function parseOptions(words: readonly string[], environment: NodeJS.ProcessEnv): Options {
   return optionsOf(parseFlags(words, commonFlags), environment);
+}
+
+/** The same for `postern run`. */
+export function parseRunOptions(words: readonly string[], environment: NodeJS.ProcessEnv): RunOptions {
+  const values = parseFlags(words, runFlags);
+  const patience = duration.safeParse(
+    values['config-timeout'] ?? (environment['POSTERN_CONFIG_TIMEOUT'] || '60s'),
+  );
+  if (!patience.success) throw new UsageError('--config-timeout must be a duration such as 60s');
+  const watch = values.watch ?? /^(1|true|yes)$/i.test(environment['POSTERN_WATCH'] ?? '');
+  return { ...optionsOf(values, environment), following: { watch, patience: patience.data } };
 }
 
 /** What the common flags of a command say that has more than those. Throws UsageError. */

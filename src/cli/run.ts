@@ -8,20 +8,21 @@ import { Broker } from '../broker.ts';
 import type { Config } from '../config/config.ts';
 import { loadConfig } from '../config/load.ts';
 import { formatProblem } from '../config/report.ts';
+import { ConfigSource } from '../config/source.ts';
 import type { Address } from '../core/address.ts';
 import { PosternError } from '../core/errors.ts';
 import { describeFailure } from '../core/session.ts';
 import { InheritedSockets, type ServiceManager, serviceManager } from '../systemd.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
 import { createLog } from './log.ts';
-import type { Options } from './options.ts';
+import type { RunOptions } from './options.ts';
 import { packageVersion } from './version.ts';
 
 /**
  * `postern run`: serves until SIGTERM or SIGINT, then drains; a second one ends at once. SIGHUP, and SIGUSR1 as in
  * Secretless, reload the configuration.
  */
-export async function run(options: Options): Promise<number> {
+export async function run(options: RunOptions): Promise<number> {
   const log = await createLog(options);
   const version = await packageVersion();
   dieLoudly(log);
@@ -31,12 +32,18 @@ export async function run(options: Options): Promise<number> {
 
   // Heard from now to the very end: without a listener a SIGHUP would end the process, and the sessions that it drains.
   const { promise: started, resolve: start } = Promise.withResolvers<Broker>();
+  const source = new ConfigSource(options.configPaths, options.context, { log, ...options.following });
   let stopping = false;
   let reloading: Promise<void> = Promise.resolve();
+  // Many signals or changes at once are one: the reload that has not begun will see them all.
+  let due = false;
   const reload = () => {
-    reloading = Promise.all([started, reloading]).then(([broker]) =>
-      stopping ? undefined : reloadFrom(options, broker, log, manager),
-    );
+    if (due) return;
+    due = true;
+    reloading = Promise.all([started, reloading]).then(([broker]) => {
+      due = false;
+      return stopping ? undefined : reloadFrom(source, broker, log, manager);
+    });
   };
   process.on('SIGHUP', reload);
   process.on('SIGUSR1', reload);
@@ -44,7 +51,12 @@ export async function run(options: Options): Promise<number> {
   let broker: Broker;
   const sockets = InheritedSockets.open(process.env, log);
   try {
-    const config = await load(options, log);
+    const config = await Promise.race([load(source, log), stop]);
+    if (typeof config === 'string') {
+      sockets.closeRest();
+      await source.close();
+      return exitCodes.clean;
+    }
     warnOfDescriptors(config, log);
     const inherited = (service: string, address: Address) => sockets.take(service, address);
     broker = await Broker.start(config, { log, version, environment: process.env, inherited });
@@ -54,12 +66,15 @@ export async function run(options: Options): Promise<number> {
     // Clients that wait in them would keep the process from ending.
     sockets.closeRest();
     const error = PosternError.from(thrown);
+    await source.fail(error);
     if (error.code === 'CONFIG_INVALID') process.stderr.write(`${error.message}\n`);
     else log.fatal(describeFailure(error), 'could not start');
     return exitCodeOf(error.code);
   }
   log.info({ version, node: process.version, pid: process.pid }, 'ready');
   manager?.ready(describeServing(broker));
+  source.report(undefined);
+  source.follow(reload, (current) => broker.followed(current));
   forgetStart();
 
   const signal = await stop;
@@ -72,13 +87,14 @@ export async function run(options: Options): Promise<number> {
       process.exit(128 + number);
     });
   await reloading;
-  await broker.stop();
+  await broker.linger();
+  await Promise.all([broker.stop(), source.close()]);
   log.info('stopped');
   return exitCodes.clean;
 }
 
-async function load(options: Options, log: Logger): Promise<Config> {
-  const config = await loadConfig(options.configPaths, options.context);
+async function load(source: ConfigSource, log: Logger): Promise<Config> {
+  const config = await source.load();
   for (const warning of config.warnings)
     log.warn({ at: formatProblem(warning) }, 'unsafe or ignored configuration');
   return config;
@@ -86,20 +102,20 @@ async function load(options: Options, log: Logger): Promise<Config> {
 
 /** A configuration that is bad, or that cannot be put in force, changes nothing. */
 async function reloadFrom(
-  options: Options,
+  source: ConfigSource,
   broker: Broker,
   log: Logger,
   manager: ServiceManager | undefined,
 ): Promise<void> {
   manager?.reloading();
   try {
-    await broker.reload(() => load(options, log));
+    await broker.reload(() => load(source, log));
+    source.report(undefined);
     log.info('configuration reloaded');
   } catch (thrown) {
-    log.error(
-      describeFailure(PosternError.from(thrown)),
-      'configuration not reloaded, the old one stays in force',
-    );
+    const error = PosternError.from(thrown);
+    source.report(error);
+    log.error(describeFailure(error), 'configuration not reloaded, the old one stays in force');
   }
   // Also when nothing has changed: it serves.
   manager?.ready(describeServing(broker));

@@ -30,7 +30,12 @@ export interface ServiceConfig {
   readonly listenOn: Address;
   /** Permissions of a unix socket, such as 0o600. */
   readonly socketMode: number;
+  /** Owner and group of a unix socket, by name or number; undefined: those of the process. */
+  readonly socketOwner: string | number | undefined;
+  readonly socketGroup: string | number | undefined;
   readonly listenTls: ListenTls | undefined;
+  /** undefined: whoever can reach the port may use it. */
+  readonly access: AccessConfig | undefined;
   readonly credentials: ReadonlyMap<string, Reference>;
   /** Parsed by the connector's schema. */
   readonly settings: unknown;
@@ -39,6 +44,27 @@ export interface ServiceConfig {
   readonly limits: Limits;
   readonly cache: CachePolicy;
   readonly fingerprint: string;
+}
+
+/** Who may use the port of a service; every rule that is given has to hold. */
+export interface AccessConfig {
+  /** Names or numbers. */
+  readonly uids: readonly (string | number)[] | undefined;
+  readonly gids: readonly (string | number)[] | undefined;
+  readonly executables: readonly string[] | undefined;
+  readonly username: string | undefined;
+  readonly password: Reference | undefined;
+  readonly maxConnectionsPerPeer: number | undefined;
+  readonly loginRate: Rate | undefined;
+  readonly loginRatePerPeer: Rate | undefined;
+  /** As in the services: two equal texts mean the same rules. */
+  readonly fingerprint: string;
+}
+
+/** How often something may happen: so often in a second, and so often at once. */
+export interface Rate {
+  readonly perSecond: number;
+  readonly burst: number;
 }
 
 /** A value to be fetched when it is needed. */
@@ -66,6 +92,8 @@ export interface Limits {
   readonly maxSessionAge: number;
   /** Milliseconds that sessions get to finish at shutdown, or when they are to end for another reason. */
   readonly drainTimeout: number;
+  /** Milliseconds that clients are still accepted after the signal to stop, when Postern is no longer ready. */
+  readonly minDrainDelay: number;
 }
 
 /** How long the credentials of a service are kept, in milliseconds. */

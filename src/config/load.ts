@@ -12,6 +12,7 @@ import { loadFrom, type Table } from '../core/table.ts';
 import { providers as allProviders } from '../providers/index.ts';
 import type { ProviderKind } from '../providers/provider.ts';
 import { check, checkOutside } from './check.ts';
+import { namesResource } from './cluster/address.ts';
 import type {
   AdminConfig,
   AuditConfig,
@@ -58,6 +59,8 @@ export interface LoadContext {
   readonly folder?: string;
   /** Stands for `/etc`. */
   readonly systemFolder?: string;
+  /** Reads a resource of Kubernetes that a path names; without it the cluster is asked once. */
+  readonly readResource?: (path: string) => Promise<{ readonly spec: object }>;
 }
 
 /** Values as they are written, to be parsed like those of a file. */
@@ -119,16 +122,29 @@ export function usualPlaces({
 
 // ── files ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-const largestFile = 1024 * 1024;
+/** Bytes of a configuration file at most. */
+export const largestFile = 1024 * 1024;
+
+/** The paths of the command line, or the one of the environment; none: the usual places. */
+export function pathsAsked(
+  paths: readonly string[],
+  environment: Readonly<Record<string, string | undefined>>,
+): readonly string[] {
+  const fallback = environment[variables.config];
+  return paths.length > 0 || !fallback ? paths : [fallback];
+}
 
 /** The top of every file, each parsed and found to be of this version. */
 async function readFiles(paths: readonly string[], context: LoadContext, report: Report): Promise<Located[]> {
   const { environment = process.env, folder = process.cwd() } = context;
-  const asked =
-    paths.length > 0 ? paths : environment['POSTERN_CONFIG'] ? [environment['POSTERN_CONFIG']] : [];
+  const asked = pathsAsked(paths, environment);
   const candidates = asked.length > 0 ? asked : usualPlaces(context);
   const files: Located[] = [];
   for (const path of candidates) {
+    if (namesResource(path)) {
+      files.push(...(await readResourceAt(path, context, report)));
+      continue;
+    }
     const found = await listFiles(path, folder, report, asked.length === 0);
     for (const file of found) {
       const top = await readTop(file, folder, report);
@@ -147,11 +163,31 @@ async function readFiles(paths: readonly string[], context: LoadContext, report:
   return files;
 }
 
+/** The spec of a resource as the top of a file, which it is but for its version. */
+async function readResourceAt(path: string, context: LoadContext, report: Report): Promise<Located[]> {
+  const { environment = process.env } = context;
+  try {
+    const { treeOf } = await import('./cluster/tree.ts');
+    const { readResource } = await import('./cluster/resource.ts');
+    const read = context.readResource ?? ((each: string) => readResource(each, environment));
+    const { spec } = await read(path);
+    return [{ file: path, path: [], keyAt: { line: 0, column: 0 }, tree: treeOf({ ...spec, version: 2 }) }];
+  } catch (thrown) {
+    report.problemOutside(path, '', PosternError.from(thrown).message);
+    return [];
+  }
+}
+
+/** Whether a file of a folder is one of its configuration. */
+export function isConfigurationFile(name: string): boolean {
+  return /^[^.].*\.ya?ml$/.test(name);
+}
+
 /** The file itself, or the YAML files of a folder by name. Not their subfolders, nor hidden files (a ConfigMap has some). */
 async function listFiles(path: string, folder: string, report: Report, optional: boolean): Promise<string[]> {
   try {
     const names = await readdir(resolve(folder, path));
-    const files = names.filter((name) => /^[^.].*\.ya?ml$/.test(name)).toSorted();
+    const files = names.filter(isConfigurationFile).toSorted();
     if (files.length === 0) report.problemOutside(path, '', 'the folder has no .yaml or .yml file');
     return files.map((name) => join(path, name));
   } catch (error) {
@@ -390,8 +426,12 @@ function isEmptyMap(value: Located | undefined): boolean {
   );
 }
 
+function placeOf({ file, keyAt: { line, column } }: Located): string {
+  return line > 0 ? `${file}:${line}:${column}` : file;
+}
+
 function describe(name: string, { file, keyAt }: Located): string {
-  return `"${name}" (${file}:${keyAt.line})`;
+  return `"${name}" (${keyAt.line > 0 ? `${file}:${keyAt.line}` : file})`;
 }
 
 /** The entries of one map from all files, each name once. */
@@ -411,11 +451,7 @@ function merge(
           'a name has letters, digits, ".", "_" and "-", at most 128 of them',
         );
       else if (first)
-        report.problemOfEntry(
-          entry,
-          entry.path,
-          `is given twice: here and in ${first.file}:${first.keyAt.line}:${first.keyAt.column}`,
-        );
+        report.problemOfEntry(entry, entry.path, `is given twice: here and in ${placeOf(first)}`);
       else merged.set(name, entry);
     }
   }
@@ -428,12 +464,7 @@ function single(files: readonly Located[], key: string, report: Report): Located
   for (const file of files) {
     const value = child(file, key);
     if (!value || isEmpty(value)) continue;
-    if (first)
-      report.problemOfEntry(
-        value,
-        value.path,
-        `is given twice: here and in ${first.file}:${first.keyAt.line}:${first.keyAt.column}`,
-      );
+    if (first) report.problemOfEntry(value, value.path, `is given twice: here and in ${placeOf(first)}`);
     first ??= value;
   }
   return first;

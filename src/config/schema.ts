@@ -32,6 +32,9 @@ const limitFields = {
   drainTimeout: duration.describe(
     'How long sessions get to finish at shutdown, or when they are to end for their age or a rotation, before they are cut off.',
   ),
+  minDrainDelay: duration.describe(
+    'How long clients are still served as usual after the signal to stop, while `/readyz` says 503 already: for whoever has to hear of it first (endpoints of Kubernetes, a load balancer). `drainTimeout` begins after it. Of several services the longest counts.',
+  ),
 };
 
 /** `limits:` of the file, with its defaults. */
@@ -41,6 +44,7 @@ export const limits = z.strictObject({
   idleTimeout: limitFields.idleTimeout.prefault('0s'),
   maxSessionAge: limitFields.maxSessionAge.prefault('0s'),
   drainTimeout: limitFields.drainTimeout.prefault('30s'),
+  minDrainDelay: limitFields.minDrainDelay.prefault('0s'),
 });
 
 /** Some limits, to lay over others. */
@@ -99,6 +103,69 @@ export const relay = z.strictObject({
     .describe(
       'Native sessions at once that have two threads of their own, which is faster and takes memory for their stacks; all others share one thread. 0: none.',
     ),
+});
+
+const account = z.union([
+  z
+    .int()
+    .min(0)
+    .max(2 ** 32 - 2),
+  z.string().regex(/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$/, 'must be a name or a number'),
+]);
+
+const rate = z
+  .strictObject({
+    perSecond: z.number().positive().max(100_000).describe('How many in a second, in the long run.'),
+    burst: z.int().min(1).max(100_000).describe('How many at once.'),
+  })
+  .optional();
+
+/** `access:` of the file or of a service. */
+export const access = z.strictObject({
+  uids: z
+    .array(account)
+    .min(1)
+    .max(256)
+    .optional()
+    .describe(
+      'Users whose processes may connect, by number or by name in /etc/passwd. The kernel says who it is, of a unix socket and of TCP over loopback; where it cannot (a client of another machine) the client is refused.',
+    ),
+  gids: z
+    .array(account)
+    .min(1)
+    .max(256)
+    .optional()
+    .describe(
+      'Groups of which the process must have one, by number or by name in /etc/group. Unix sockets only: of TCP the kernel does not tell.',
+    ),
+  executables: z
+    .array(z.string().regex(/^\//, 'must be an absolute path'))
+    .min(1)
+    .max(256)
+    .optional()
+    .describe(
+      'Programs that the process may be, as absolute paths. It keeps honest programs apart and is no boundary against a hostile one of the same user, which can start any of these. Postern must be of the same user, or root, to see it.',
+    ),
+  username: z
+    .string()
+    .min(1)
+    .max(256)
+    .optional()
+    .describe('User name that clients have to give with `password`. Without a word: any.'),
+  password: z
+    .unknown()
+    .optional()
+    .describe(
+      'A local password that clients have to know: `{from: PROVIDER, get: REFERENCE}`. It is asked for as the protocol does it (SCRAM-SHA-256, caching_sha2_password, Basic or Bearer) and never passed on.',
+    ),
+  maxConnectionsPerPeer: z
+    .int()
+    .min(1)
+    .max(1_000_000)
+    .optional()
+    .describe('Sessions at once of one user of this machine or, where that is not known, of one address.'),
+  loginRate: rate.describe('How often sessions may begin, all clients together.'),
+  loginRatePerPeer: rate.describe('The same for each user or address.'),
 });
 
 /** `listenOn` of the admin listener, or `off`. */
@@ -186,6 +253,19 @@ export const service = z.strictObject({
     .regex(/^0?[0-7]{3}$/, 'must be an octal file mode in quotes, such as "0600" or "0660"')
     .default('0600')
     .describe('Permissions of a unix socket, in octal and in quotes.'),
+  socketOwner: account
+    .optional()
+    .describe('Owner of a unix socket, by name or number; giving it away takes root, or CAP_CHOWN.'),
+  socketGroup: account
+    .optional()
+    .describe(
+      'Group of a unix socket, by name or number: one that Postern is in, or any for root. With `socketMode: "0660"` its members may connect.',
+    ),
+  access: access
+    .nullish()
+    .describe(
+      'Who may use the port; every rule that is given has to hold. It stands in place of `access` of the file.',
+    ),
   listenTls: listenTls
     .optional()
     .describe('Certificate to show to clients that ask for TLS. Default: no TLS on this side.'),
@@ -245,6 +325,7 @@ export const document = z.strictObject({
   cache: cache
     .nullish()
     .describe('How long credentials are kept, of every service that does not say it itself.'),
+  access: access.nullish().describe('Who may use the ports of all services that do not say it themselves.'),
   stateFolder: stateFolder.nullish().describe(stateFolderMeaning),
   relay: relay.nullish().describe('What moves the bytes after the login.'),
   admin: admin.nullish().describe('The admin listener, or `off`.'),

@@ -43,6 +43,8 @@ export interface ServiceContext {
   readonly idleTimeout: number;
   /** Sets up a value that is made of the service's credentials and kept by the lifecycle. Called once, by `open`. */
   prepare<Value extends Disposable>(make: Prepare<Value>): Prepared<Value>;
+  /** Clients prove a local password first (`Session.localLogin`). */
+  readonly asksPassword?: boolean;
   /** Takes note of each request, for protocols whose sessions carry many. */
   readonly requestAudit?: RequestAudit;
 }
@@ -108,6 +110,8 @@ export interface Protocol {
   join?(members: readonly Protocol[]): void;
   /** What would become of a request, without asking anybody. Throws what the client would be told. */
   explain?(request: ExplainedRequest): Explained;
+  /** Clients connect also for the sake of sessions that live (cancel requests): a drain keeps the listener for them. */
+  readonly hearsOfSessions?: true;
   /** No new clients come. Sessions that are between two requests end now, the others after the one under way. */
   drain?(): void;
   /** Called once, when the last session has ended. */

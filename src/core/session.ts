@@ -3,6 +3,7 @@ import type { Socket } from 'node:net';
 import type { SecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 
+import type { Access, LocalLogin, Visitor } from './access.ts';
 import type { Admission } from './admission.ts';
 import type { Credentials } from './credentials.ts';
 import { Deadline } from './deadline.ts';
@@ -18,10 +19,13 @@ export interface Session {
   readonly log: Logger;
   /** The certificate that the service shows its clients (`listenTls`), when it has one. */
   readonly localTls: SecureContext | undefined;
+  /** What the client has to prove before anything is done for it (`access.password`); undefined: nothing. */
+  readonly localLogin: LocalLogin | undefined;
 
   /**
    * Takes one of the service's places. Called once, as soon as the client has said that it wants a session
-   * (a cancel request does not). Throws LIMIT_REACHED or SHUTDOWN, to be told to the client like any failure.
+   * (a cancel request does not) and has proved what `localLogin` asks for. Throws ACCESS_DENIED, RATE_LIMITED, LIMIT_REACHED or
+   * SHUTDOWN, to be told to the client like any failure.
    */
   admit(): void;
 
@@ -31,8 +35,14 @@ export interface Session {
    */
   deadline(step: string): AbortSignal;
 
-  /** Aborts when Postern ends the session (the end of a drain): for a connector that carries the bytes itself. */
+  /**
+   * Aborts when Postern ends the session (the end of a drain, or of the time that an expired one gets): for a connector that
+   * carries the bytes itself.
+   */
   readonly ended: AbortSignal;
+
+  /** The session is older than it may grow: a connector that carries the bytes itself ends it at its next rest. */
+  readonly expired: boolean;
 
   /** Says how many bytes a connector that does not use `relay` has carried so far. */
   meter(read: () => CarriedBytes): void;
@@ -86,6 +96,8 @@ export interface ServiceRuntime {
   /** What becomes of a session whose credential has been replaced. */
   readonly onRotation: 'keep' | 'drain';
   readonly admission: Admission;
+  /** Who may use the port; undefined: whoever can reach it. */
+  readonly access?: Access | undefined;
   readonly relay: Relays['relay'];
   /** Told when a client is logged in, before its first byte is relayed. */
   readonly loggedIn?: (login: LoginReport) => void;
@@ -135,6 +147,8 @@ const processTag = randomBytes(3).toString('hex');
 let lastSession = 0;
 /** How long an ended session waits for its client's socket to close by itself, in milliseconds. */
 const CLOSE_TIMEOUT = 2000;
+/** What setTimeout takes at most, in milliseconds. */
+const LONGEST_TIMER = 2 ** 31 - 1;
 
 /** Runs one session from its first byte to its last. This is the one place where a session's failure is logged. */
 export class ClientSession implements Session {
@@ -142,10 +156,12 @@ export class ClientSession implements Session {
   readonly client: Socket;
   readonly localTls: SecureContext | undefined;
   #childLog: Logger | undefined;
+  localLogin: LocalLogin | undefined;
   readonly #service: ServiceRuntime;
   readonly #started = performance.now();
   readonly #peer: string;
   #facts: Record<string, string | number | boolean> = {};
+  #visitor: Visitor | undefined;
   #admitted: number | undefined;
   #lent: number | undefined;
   #loggedIn: number | undefined;
@@ -154,7 +170,12 @@ export class ClientSession implements Session {
   #meter: (() => CarriedBytes) | undefined;
   #ended: AbortController | undefined;
   #stopped = false;
-  #expired: string | undefined;
+  #leaving = false;
+  #followed = false;
+  #expiry: string | undefined;
+  #oldAge: NodeJS.Timeout | undefined;
+  /** Until a session that no relay carries is ended, which has expired. */
+  #patience: NodeJS.Timeout | undefined;
   /** Of the credentials that the session has logged in with. */
   #tenure: Tenure | undefined;
 
@@ -178,14 +199,18 @@ export class ClientSession implements Session {
   async run(): Promise<SessionReport> {
     let failure: PosternError | undefined;
     try {
+      if (this.#service.access) await this.#meet(this.#service.access);
       await this.#service.serve(this);
     } catch (thrown) {
       failure = PosternError.from(thrown);
     } finally {
       this.#clearDeadline();
+      clearTimeout(this.#oldAge);
+      clearTimeout(this.#patience);
       await this.#closed();
       this.#tenure?.release();
       if (this.#admitted !== undefined) this.#service.admission.leave();
+      this.#visitor?.leave();
     }
     const report = this.#report(failure);
     this.#log(report, failure);
@@ -203,6 +228,10 @@ export class ClientSession implements Session {
     return this.#ended.signal;
   }
 
+  get expired(): boolean {
+    return this.#expiry !== undefined;
+  }
+
   meter(read: () => CarriedBytes): void {
     this.#meter = read;
   }
@@ -215,10 +244,23 @@ export class ClientSession implements Session {
     this.#ended?.abort(shutdown());
   }
 
+  /**
+   * Postern is shutting down: a session that is followed ends as soon as nothing is under way in it. About any other one
+   * nothing is known: its silence may be that of a transaction.
+   */
+  leave(): void {
+    this.#leaving = true;
+    if (!this.#followed) return;
+    // It is `stop` that ends its patience.
+    this.#relay?.retire(new PosternError('SESSION_EXPIRED', 'Postern is shutting down'), LONGEST_TIMER);
+  }
+
   admit(): void {
     if (this.#stopped) throw shutdown();
+    this.#visitor?.enter();
     this.#service.admission.enter();
     this.#admitted = performance.now();
+    if (this.#service.maxSessionAge > 0) this.#oldAge = this.#growOld(this.#service.maxSessionAge);
   }
 
   deadline(step: string): AbortSignal {
@@ -258,22 +300,39 @@ export class ClientSession implements Session {
     this.#tellLogin((this.#loggedIn = performance.now()));
     const { idleTimeout, maxSessionAge, onRotation } = this.#service;
     const follower = onRotation === 'drain' || maxSessionAge > 0 ? follow?.() : undefined;
+    this.#followed = follower !== undefined;
     this.#relay = this.#service.relay(client, upstream, { idleTimeout, watch, follower });
     if (this.#stopped) this.#relay.close();
-    if (this.#expired) this.expire(this.#expired);
-    const oldAge = maxSessionAge > 0 ? this.#growOld(maxSessionAge) : undefined;
-    try {
-      const end = await this.#relay.done;
-      if (end !== 'done') throw brokenRelay(end);
-    } finally {
-      clearTimeout(oldAge);
-    }
+    if (this.#expiry !== undefined) this.expire(this.#expiry);
+    if (this.#leaving) this.leave();
+    const end = await this.#relay.done;
+    if (end !== 'done') throw brokenRelay(end);
+  }
+
+  /** Finds out who the client is. That it may not be served is told by the connector, in the client's protocol. */
+  async #meet(access: Access): Promise<void> {
+    const visitor = await access.meet(this.client, this.deadline('finding out who connects'));
+    this.#clearDeadline();
+    this.#visitor = visitor;
+    this.note(visitor.facts);
+    const { password } = access;
+    this.localLogin = password && {
+      username: password.username,
+      password: password.prepared,
+      prove: (exchange) => visitor.prove(password, exchange, this.deadline('the local login')),
+      begin: () => visitor.begin(),
+      wrong: () => visitor.wrong(),
+    };
   }
 
   /** Ends the session as soon as nothing is under way in it, at the latest after the drain timeout. */
   expire(why: string): void {
-    this.#expired = why;
-    this.#relay?.retire(new PosternError('SESSION_EXPIRED', why), this.#service.drainTimeout);
+    this.#expiry = why;
+    const { drainTimeout } = this.#service;
+    const expired = new PosternError('SESSION_EXPIRED', why);
+    clearTimeout(this.#patience);
+    if (this.#relay) this.#relay.retire(expired, drainTimeout);
+    else this.#patience = setTimeout(() => this.#ended?.abort(expired), drainTimeout).unref();
   }
 
   #noteTenure({ versions, generation, leases }: Tenure): void {

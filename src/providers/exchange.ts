@@ -17,7 +17,7 @@ const usualMaxBody = 1024 * 1024;
 
 /** One request to a secret store. */
 export interface Exchange {
-  readonly method: 'GET' | 'POST' | 'PUT';
+  readonly method: 'GET' | 'POST' | 'PUT' | 'PATCH';
   readonly url: URL;
   /** Unix socket to connect to in place of the URL's host. */
   readonly socketPath: string | undefined;

@@ -15,7 +15,7 @@ const maxRetryAfter = 2000;
 
 /** One request to a secret store. */
 export interface StoreCall {
-  readonly method: 'GET' | 'POST' | 'PUT';
+  readonly method: 'GET' | 'POST' | 'PUT' | 'PATCH';
   readonly url: URL;
   /** Made anew for each attempt: a signature holds the time. */
   readonly headers?: () => Readonly<Record<string, string>>;

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 
-import { cpuOf, markdown, noiseOf, type Results, type Row, ratios, spreadOf } from '../../bench/report.ts';
+import { markdown, type Results } from '../../bench/report.ts';
+import { cpuOf, noiseOf, type Row, ratios, spreadOf } from '../../bench/rows.ts';
 
 function row(samples: Readonly<Record<string, readonly number[]>>): Row {
   const entries = Object.entries(samples).map(

@@ -505,6 +505,7 @@ describe('the native part', { skip }, () => {
       pid: process.pid,
       uid: process.getuid?.(),
       gid: process.getgid?.(),
+      groups: process.getgroups?.(),
     });
     const [near, other] = await socketPair();
     assert.equal(native.peerCredentials(descriptorOf(other) ?? -1), null);

@@ -53,6 +53,7 @@ function scraped(): string[][] {
   metrics.connectionDropped('db');
   metrics.relayEngine('native');
   metrics.configLoaded('ok');
+  metrics.configFollowed(true);
   metrics.auditRecords('written', 1);
   metrics.exported('metrics', 'ok');
 

@@ -73,7 +73,7 @@ export class TestInjector implements AsyncDisposable {
 
   /** Registers the webhooks of webhook.yaml for the namespaces of this test, calling a port of this machine. */
   async register(port: number, failurePolicy: 'Fail' | 'Ignore' = 'Fail'): Promise<void> {
-    const [manifest] = (await readManifests('kubernetes/injector/webhook.yaml')) as unknown as [
+    const [manifest] = (await readManifests('kubernetes/injector/base/webhook.yaml')) as unknown as [
       Manifest & { webhooks: Webhook[] },
     ];
     const webhooks = manifest.webhooks.map((webhook) => ({
@@ -138,7 +138,7 @@ certificate: { host: 127.0.0.1, secret: certificates, webhook: ${this.name}, ${c
 
   /** The rules of rbac.yaml, with the names of this test. */
   async #permit(): Promise<void> {
-    const rules = (await readManifests('kubernetes/injector/rbac.yaml')) as unknown as (Manifest & {
+    const rules = (await readManifests('kubernetes/injector/base/rbac.yaml')) as unknown as (Manifest & {
       rules?: { resources: string[]; resourceNames: string[] }[];
     })[];
     const subjects = [{ kind: 'ServiceAccount', name: 'app', namespace: this.home }];

@@ -10,6 +10,8 @@ const sqlstates: Readonly<Record<ErrorCode, string>> = {
   UPSTREAM_REJECTED: '28000',
   AUTH_NOT_ALLOWED: '28000',
   CLIENT_REFUSED: '28000',
+  ACCESS_DENIED: '28000',
+  RATE_LIMITED: '53300',
   CLIENT_PROTOCOL: '08P01',
   CLIENT_CLOSED: '08006',
   // cannot_connect_now: the one code that makes libpq try the next host of its list.

@@ -1,7 +1,7 @@
 import { type ErrorCode, type PosternError } from '../../core/errors.ts';
 import type { Secret } from '../../core/secret.ts';
 import type { Answer } from '../exchange.ts';
-import { isPassing, jsonOf, publicLine, type StoreClient } from '../store-client.ts';
+import { isPassing, jsonOf, publicLine, type StoreCall, type StoreClient } from '../store-client.ts';
 import type { Cluster } from './cluster.ts';
 
 /** The API, asked with a token that is read for each request. */
@@ -21,16 +21,27 @@ export class ApiClient {
     return url;
   }
 
-  /** A GET; a 401 leads to one repetition when there is another token by then. The answer may be of any status. */
   async get(url: URL, purpose: string, signal: AbortSignal): Promise<Answer> {
+    return await this.#twice({ method: 'GET', url, purpose }, {}, signal);
+  }
+
+  /** Changes what `patch` has (RFC 7396) and nothing else. */
+  async patch(url: URL, patch: object, purpose: string, signal: AbortSignal): Promise<Answer> {
+    const body = Buffer.from(JSON.stringify(patch));
+    const type = { 'content-type': 'application/merge-patch+json' };
+    return await this.#twice({ method: 'PATCH', url, purpose, body }, type, signal);
+  }
+
+  /** A 401 leads to one repetition when there is another token by then. The answer may be of any status. */
+  async #twice(call: StoreCall, headers: Record<string, string>, signal: AbortSignal): Promise<Answer> {
     using first = await this.token(signal);
-    const answer = await this.#getWith(first, url, purpose, signal);
+    const answer = await this.#callWith(first, call, headers, signal);
     if (answer.status !== 401) return answer;
     this.cluster.login.refused();
     using second = await this.token(signal);
     if (!first || !second || first.reveal().equals(second.reveal())) return answer;
     answer[Symbol.dispose]();
-    return await this.#getWith(second, url, purpose, signal);
+    return await this.#callWith(second, call, headers, signal);
   }
 
   async token(signal: AbortSignal): Promise<Secret | undefined> {
@@ -50,8 +61,13 @@ export class ApiClient {
     return this.client.error(code, `${purpose}: ${text} (HTTP ${answer.status}${said && `: ${said}`})`);
   }
 
-  async #getWith(token: Secret | undefined, url: URL, purpose: string, signal: AbortSignal): Promise<Answer> {
-    return await this.client.call({ method: 'GET', url, headers: () => bearer(token), purpose }, signal);
+  async #callWith(
+    token: Secret | undefined,
+    call: StoreCall,
+    headers: Record<string, string>,
+    signal: AbortSignal,
+  ): Promise<Answer> {
+    return await this.client.call({ ...call, headers: () => ({ ...headers, ...bearer(token) }) }, signal);
   }
 }
 

@@ -216,7 +216,7 @@ export class SecretWatch {
 }
 
 /** One watch: a response without an end, read as lines. What it has read is wiped, and its connection closed, at the end. */
-class WatchStream implements Disposable {
+export class WatchStream implements Disposable {
   readonly #silence: number;
   #request: ClientRequest | undefined;
   #response: IncomingMessage | undefined;
