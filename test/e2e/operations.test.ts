@@ -62,7 +62,10 @@ async function scene(t: TestContext, more: Partial<ServiceOptions> = {}) {
 }
 
 /** How the program ended, which must be long before it would have stopped waiting for sessions (30 s). */
-async function ending(postern: Postern, patience = 20_000): Promise<{ code: number | null; signal: unknown }> {
+async function ending(
+  postern: Postern,
+  patience = 20_000,
+): Promise<{ code: number | null; signal: unknown }> {
   const late = sleep(patience, undefined, { ref: false }).then(() => assert.fail('still runs'));
   return await Promise.race([postern.exited(), late]);
 }
