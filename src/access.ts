@@ -21,7 +21,7 @@ export async function openAccess(
   { name, listenOn, cache }: Pick<ServiceConfig, 'name' | 'listenOn' | 'cache'>,
   rules: AccessConfig,
   provider: (name: string) => Provider,
-  options: SourceOptions,
+  { observer, ...options }: SourceOptions,
 ): Promise<OpenAccess> {
   const { uids, gids, executables, password, username } = rules;
   const { native } = loadNative();
@@ -30,6 +30,8 @@ export async function openAccess(
     password &&
     new CredentialSource(new Map([['password', password]]), provider, {
       ...options,
+      // It is no credential of the service: the metrics about those do not count it.
+      ...(observer?.asked && { observer: { asked: observer.asked } }),
       policy: { ...options.policy, ttl: cache.ttl ?? PASSWORD_TTL, rotationCheck: 0 },
     });
   const access = new Access(

@@ -2,6 +2,7 @@ import type { Socket } from 'node:net';
 import type { SecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 
+import type { OpenAccess } from './access.ts';
 import type { ServiceConfig } from './config/config.ts';
 import type { Protocol } from './connectors/connector.ts';
 import { connectors } from './connectors/index.ts';
@@ -14,7 +15,7 @@ import { ClientSession, type ServiceRuntime } from './core/session.ts';
 import { loadOne } from './core/table.ts';
 import { loadServerContext } from './core/tls.ts';
 import type { LeaseOffice } from './lifecycle/leases.ts';
-import { CredentialSource } from './lifecycle/source.ts';
+import { CredentialSource, type SourceOptions } from './lifecycle/source.ts';
 import type { Observations, ObservedCredential, ObservedService } from './observations.ts';
 import type { Provider } from './providers/provider.ts';
 
@@ -26,12 +27,15 @@ export class Service {
   readonly config: ServiceConfig;
   readonly source: CredentialSource;
   readonly #protocol: Protocol;
+  /** Where the local password comes from, if there is one. */
+  readonly #localSource: CredentialSource | undefined;
   readonly #runtime: ServiceRuntime;
   readonly #observations: Observations;
   readonly #observed: ObservedService;
   readonly #admission: Admission;
   readonly #sessions = new Map<ClientSession, Promise<void>>();
   readonly #gone = Promise.withResolvers<void>();
+  #outOfTime = false;
   #finished = false;
 
   private constructor(
@@ -43,12 +47,14 @@ export class Service {
     observed: ObservedService,
     observations: Observations,
     relays: Relays,
+    access: OpenAccess | undefined,
   ) {
     this.config = config;
     this.source = source;
     this.#protocol = protocol;
     this.#observations = observations;
     this.#observed = observed;
+    this.#localSource = access?.source;
     this.#admission = new Admission(config.name, config.limits.maxConnections);
     this.#runtime = {
       name: config.name,
@@ -60,6 +66,7 @@ export class Service {
       drainTimeout: config.limits.drainTimeout,
       onRotation: config.onRotation,
       admission: this.#admission,
+      access: access?.access,
       relay: relays.relay,
       loggedIn: (login) => observations.loggedIn(observed, login),
       serve: (session) => protocol.serve(session),
@@ -81,7 +88,7 @@ export class Service {
     if (!connector) throw new PosternError('INTERNAL', `no connector is called "${config.connector}"`);
     const localTls = config.listenTls && (await loadServerContext(config.listenTls));
     const { loginTimeout, idleTimeout } = config.limits;
-    const source = new CredentialSource(config.credentials, provider, {
+    const options: SourceOptions = {
       policy: { ...config.cache, ...(config.onRotation === 'keep' && { rotationCheck: 0 }) },
       log: log.child({ service: config.name }),
       leases,
@@ -91,7 +98,11 @@ export class Service {
         lent: (from) => observations.metrics.credentialLent(config.name, from),
         rejected: (outcome) => observations.metrics.credentialRejected(config.name, outcome),
       },
-    });
+    };
+    const access =
+      config.access &&
+      (await (await import('./access.ts')).openAccess(config, config.access, provider, options));
+    const source = new CredentialSource(config.credentials, provider, options);
     const about = { name: config.name, connector: config.connector, credentials };
     const protocol = connector.open(config.settings, {
       name: config.name,
@@ -99,10 +110,11 @@ export class Service {
       loginTimeout,
       idleTimeout,
       prepare: (make) => source.prepare(make),
+      asksPassword: config.access?.password !== undefined,
       requestAudit: observations.requestAudit({ ...about, logsIn: false }),
     });
     const observed = { ...about, logsIn: protocol.counters === undefined };
-    return new Service(config, protocol, source, localTls, log, observed, observations, relays);
+    return new Service(config, protocol, source, localTls, log, observed, observations, relays, access);
   }
 
   /** Tells services that listen on one address, in the order of the configuration, of each other. */
@@ -137,6 +149,7 @@ export class Service {
       return;
     }
     const session = new ClientSession(client, this.#runtime);
+    if (this.#outOfTime) session.stop();
     const ended = session.run().then((report) => {
       this.#sessions.delete(session);
       this.#observations.sessionEnded(this.#observed, report);
@@ -168,19 +181,33 @@ export class Service {
   async finish(): Promise<void> {
     this.#protocol.drain?.();
     await Promise.all(this.#sessions.values());
-    this.#protocol.close?.();
+    if (this.#finished) return;
     const { counters } = this;
-    if (counters) this.#observations.metrics.requestsEnded(this.config.name, counters);
     this.#finished = true;
-    this.#gone.resolve(this.source.close());
+    this.#protocol.close?.();
+    if (counters) this.#observations.metrics.requestsEnded(this.config.name, counters);
+    this.#gone.resolve(Promise.all([this.source.close(), this.#localSource?.close()]).then(() => {}));
   }
 
-  /** Takes no more sessions and gives those it has `milliseconds` to finish; then they are ended. */
-  async drain(milliseconds: number): Promise<void> {
+  /** Whether clients connect also for the sake of sessions that live: while there are any, the listener is of use. */
+  get hearsOfSessions(): boolean {
+    return this.#protocol.hearsOfSessions === true;
+  }
+
+  /**
+   * Takes no more sessions, and gives those it has `milliseconds` to finish; then they are ended. `unused` is called when they
+   * are gone: whoever connects from then on does so in vain.
+   */
+  async drain(milliseconds: number, unused = () => {}): Promise<void> {
     this.#admission.close();
     const cut = setTimeout(() => {
+      this.#outOfTime = true;
       for (const session of this.#sessions.keys()) session.stop();
     }, milliseconds);
+    this.#protocol.drain?.();
+    for (const session of this.#sessions.keys()) session.leave();
+    await Promise.all(this.#sessions.values());
+    unused();
     await this.finish();
     clearTimeout(cut);
   }

@@ -1,6 +1,7 @@
 import * as z from 'zod';
 
 import { asksForInjection, prefix, Refusal, readWishes, type Wishes } from './annotations.ts';
+import { quantityOf } from './quantity.ts';
 import type { SidecarSettings } from './settings.ts';
 import { socketFolder, type VariableGroup, variablesOf } from './variables.ts';
 
@@ -132,6 +133,7 @@ interface Plan {
   readonly adminPort: number;
   /** A pod that ends by itself, as a Job's does. */
   readonly ends: boolean;
+  readonly resources: object;
   readonly volumes: readonly Volume[];
   readonly sockets: Volume | undefined;
   /** Which containers get variables and sockets, by name. */
@@ -176,6 +178,7 @@ function planOf(spec: Spec, wishes: Wishes, { settings, native: can }: Surroundi
       problems.push(`${prefix}env: the port of ${name} is that of health and metrics`);
   }
 
+  const resources = resourcesFor(wishes, settings, problems);
   const users = new Set(
     all.map(({ securityContext }) => securityContext?.runAsUser ?? spec.securityContext?.runAsUser),
   );
@@ -212,6 +215,7 @@ function planOf(spec: Spec, wishes: Wishes, { settings, native: can }: Surroundi
     volumes,
     sockets,
     clients: new Set(clients),
+    resources,
     variables: variablesOf(wishes.env, { sockets: wishes.sockets }),
   };
 }
@@ -273,7 +277,6 @@ function sidecarOf(plan: Plan) {
   // Whoever is still connected when a Job has ended is nobody to wait for.
   const drainTimeout = wishes.drainTimeout ?? (plan.ends ? '2s' : undefined);
   const probe = (path: string) => ({ httpGet: { path, port: 'postern-admin' } });
-  const cpuLimit = wishes.cpuLimit ?? settings.cpuLimit;
   return {
     name: sidecarName,
     image: wishes.image ?? settings.image,
@@ -323,18 +326,35 @@ function sidecarOf(plan: Plan) {
       readOnlyRootFilesystem: true,
       capabilities: { drop: ['ALL'] },
     },
-    resources: {
-      requests: { cpu: wishes.cpu ?? settings.cpu, memory: wishes.memory ?? settings.memory },
-      limits: {
-        ...(cpuLimit !== undefined && { cpu: cpuLimit }),
-        memory: wishes.memoryLimit ?? settings.memoryLimit,
-      },
-    },
+    resources: plan.resources,
     volumeMounts: volumes.map(({ volume, mountPath, readOnly }) => ({
       name: volume.name,
       mountPath,
       ...(readOnly && { readOnly }),
     })),
+  };
+}
+
+/** Whoever asks for more than the settings' limit means a greater limit, too, as no pod may ask for more than its own. */
+function resourcesFor(wishes: Wishes, settings: SidecarSettings, problems: string[]): object {
+  const limitFor = (
+    kind: 'cpu' | 'memory',
+    request: string,
+    wanted: string | undefined,
+    usual: string | undefined,
+  ) => {
+    const exceeds = (limit: string) => (quantityOf(request, kind) ?? 0) > (quantityOf(limit, kind) ?? 0);
+    if (wanted !== undefined && exceeds(wanted))
+      problems.push(`${prefix}${kind}-limit is less than the sidecar asks for (${request})`);
+    const limit = wanted ?? usual;
+    return limit !== undefined && exceeds(limit) ? request : limit;
+  };
+  const [cpu, memory] = [wishes.cpu ?? settings.cpu, wishes.memory ?? settings.memory];
+  const cpuLimit = limitFor('cpu', cpu, wishes.cpuLimit, settings.cpuLimit);
+  const memoryLimit = limitFor('memory', memory, wishes.memoryLimit, settings.memoryLimit);
+  return {
+    requests: { cpu, memory },
+    limits: { ...(cpuLimit !== undefined && { cpu: cpuLimit }), memory: memoryLimit },
   };
 }
 

@@ -132,8 +132,8 @@ describe('the export to OpenTelemetry', { timeout: 120_000 }, () => {
     }
     const all = resource.scopeMetrics[0].metrics as Metric[];
     const named = (name: string) => all.find((each) => each.name === name);
-    const point = named('postern_login_duration_seconds')?.histogram?.dataPoints[0];
-    assert.equal(point?.['count'], '1');
+    const point = named('postern_login_duration_seconds')?.histogram?.dataPoints[0] ?? assert.fail();
+    assert.equal(point['count'], '1');
     assert.equal(
       (point['bucketCounts'] as string[]).length,
       (point['explicitBounds'] as number[]).length + 1,

@@ -80,15 +80,16 @@ describe('postern completion', () => {
   it('works in zsh', async (t) => {
     if (!(await has('zsh'))) return t.skip('there is no zsh on this machine');
     assert.equal((await capture('zsh', ['-n', script('zsh')])).stderr, '');
-    // A shell on a terminal of its own, which is asked by the Tab key.
+    // A shell on a terminal of its own, which is asked by the Tab key. What is awaited differs from what is typed, as the
+    // terminal shows that too, at once.
     const ask = `
 zmodload zsh/zpty
 zpty shell zsh -f -i
-zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -D; source ${script('zsh')}; zstyle ":completion:*" list-colors ""; LISTMAX=0; echo rea''dy'
+zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -D; source ${script('zsh')}; zstyle ":completion:*" list-colors ""; LISTMAX=0; echo rea""dy'
 zpty -r shell line '*ready*'
 zpty -w -n shell $1$'\\t'
 zpty -w -n shell $'\\C-a#\\n'
-zpty -w shell 'echo en''d'
+zpty -w shell 'echo en""d'
 zpty -r shell line '*end*'
 print -r -- $line`;
     const tried = await capture('zsh', ['-f', '-c', ask, 'zsh', 'postern expl'], {

@@ -61,8 +61,11 @@ async function scene(t: TestContext, more: Partial<ServiceOptions> = {}) {
   return { openbao, postgres18, service, text, start };
 }
 
-/** How the program ended, which must be soon. */
-async function ending(postern: Postern, patience = 5000): Promise<{ code: number | null; signal: unknown }> {
+/** How the program ended, which must be long before it would have stopped waiting for sessions (30 s). */
+async function ending(
+  postern: Postern,
+  patience = 20_000,
+): Promise<{ code: number | null; signal: unknown }> {
   const late = sleep(patience, undefined, { ref: false }).then(() => assert.fail('still runs'));
   return await Promise.race([postern.exited(), late]);
 }
@@ -84,14 +87,14 @@ async function command(
   const config = text === undefined ? [] : ['-f', path];
   const output = await capture(program, [...args, ...config], {
     env: { PATH: process.env['PATH'], HOME: folder, POSTERN_ADMIN_LISTEN: 'off', ...env },
-    timeout: 20_000,
+    timeout: 100_000,
   });
   for (const secret of Object.values(canary))
     assert.ok(!`${output.stdout}${output.stderr}`.includes(secret), 'a secret was printed');
   return output;
 }
 
-describe('SIGTERM', { timeout: 60_000 }, () => {
+describe('SIGTERM', { timeout: 240_000 }, () => {
   it('lets a running query and an open transaction finish, refuses who comes now, and ends with 0', async (t) => {
     const at = await scene(t);
     if (!at) return;
@@ -128,7 +131,7 @@ describe('SIGTERM', { timeout: 60_000 }, () => {
     await using postern = await at.start();
     await ask(postern.port('db'), 'select 1');
     postern.signal('SIGTERM');
-    assert.deepEqual(await ending(postern, 2000), inOrder);
+    assert.deepEqual(await ending(postern), inOrder);
   });
 
   it('is the same as SIGINT', async (t) => {
@@ -136,7 +139,7 @@ describe('SIGTERM', { timeout: 60_000 }, () => {
     if (!at) return;
     await using postern = await at.start();
     postern.signal('SIGINT');
-    assert.deepEqual(await ending(postern, 2000), inOrder);
+    assert.deepEqual(await ending(postern), inOrder);
   });
 
   it('cuts what is not done after drainTimeout, and still ends with 0', async (t) => {
@@ -152,7 +155,7 @@ describe('SIGTERM', { timeout: 60_000 }, () => {
     postern.signal('SIGTERM');
     await Promise.all([query, gone]);
     const waited = performance.now() - started;
-    assert.ok(waited >= 550 && waited < 3000, `cut after ${Math.round(waited)} ms`);
+    assert.ok(waited >= 550 && waited < 20_000, `cut after ${Math.round(waited)} ms`);
     assert.deepEqual(await ending(postern), inOrder);
     const cut = postern.lines.filter(({ outcome }) => outcome === 'SHUTDOWN');
     assert.equal(cut.length, 2);
@@ -188,7 +191,7 @@ describe('SIGTERM', { timeout: 60_000 }, () => {
       await postern.logged((line) => line.msg === 'stopping');
       assert.equal((await client.query('select 1')).rowCount, 1);
       postern.signal(second);
-      assert.deepEqual(await ending(postern, 2000), { code, signal: null });
+      assert.deepEqual(await ending(postern), { code, signal: null });
       await gone;
       assert.ok(postern.lines.some((line) => line.msg === 'ended without waiting for sessions'));
     }
@@ -212,7 +215,7 @@ describe('SIGTERM', { timeout: 60_000 }, () => {
   });
 });
 
-describe('the exit code', { timeout: 60_000 }, () => {
+describe('the exit code', { timeout: 240_000 }, () => {
   const credentials = { username: { from: 'env', get: 'ROLE' } };
   const service = (listenOn: string) => ({
     version: 2,
@@ -279,7 +282,7 @@ describe('the exit code', { timeout: 60_000 }, () => {
   });
 });
 
-describe('check --connect', { timeout: 60_000 }, () => {
+describe('check --connect', { timeout: 240_000 }, () => {
   it('logs in everywhere once, beside a program that serves the same file', async (t) => {
     const at = await scene(t);
     if (!at) return;
@@ -333,7 +336,7 @@ describe('check --connect', { timeout: 60_000 }, () => {
   });
 });
 
-describe('a unix socket', { timeout: 60_000 }, () => {
+describe('a unix socket', { timeout: 240_000 }, () => {
   let sockets = 0;
   /** The folder is the host that clients name, the file has the name they expect. */
   function place(): { readonly host: string; readonly path: string; readonly listenOn: string } {
@@ -433,7 +436,7 @@ describe('a unix socket', { timeout: 60_000 }, () => {
   });
 });
 
-describe('health and metrics', { timeout: 60_000 }, () => {
+describe('health and metrics', { timeout: 240_000 }, () => {
   it('answer what is asked, and nothing else', async (t) => {
     const at = await scene(t);
     if (!at) return;

@@ -133,7 +133,7 @@ export async function application(port: number, more: ClientConfig = {}): Promis
     port,
     user: 'anybody',
     database: 'app',
-    connectionTimeoutMillis: 20_000,
+    connectionTimeoutMillis: 60_000,
     ...more,
   });
   // A connection that ends while nobody asks anything is told as an event.
@@ -198,7 +198,7 @@ export async function viaPsql(
 export async function eventually(
   what: string,
   condition: () => boolean | Promise<boolean>,
-  patience = 30_000,
+  patience = 60_000,
 ): Promise<void> {
   const end = performance.now() + patience;
   while (!(await condition())) {

@@ -106,6 +106,15 @@ describe('the sidecar of a pod', () => {
     });
   });
 
+  it('is limited to no less than it asks for', () => {
+    const limits = (annotations: Readonly<Record<string, string>>) =>
+      inject(annotations).own.resources['limits'];
+    assert.deepEqual(limits({ memory: '512Mi' }), { memory: '512Mi' });
+    assert.deepEqual(limits({ memory: '128Mi' }), { memory: '256Mi' });
+    assert.match(refusal({ memory: '512Mi', 'memory-limit': '0.25Gi' }), /memory-limit is less than/);
+    assert.match(refusal({ 'cpu-limit': '10m' }), /cpu-limit is less than the sidecar asks for \(50m\)/);
+  });
+
   it('is the first of the containers, with hooks that keep the order, where a cluster has no native ones', () => {
     const { spec, own } = inject({}, {}, { native: false });
     assert.deepEqual(

@@ -87,7 +87,7 @@ export class Postern implements AsyncDisposable {
   }
 
   /** Waits for a line of the log. */
-  async logged(wanted: (line: LogLine) => boolean, timeout = 20_000): Promise<LogLine> {
+  async logged(wanted: (line: LogLine) => boolean, timeout = 60_000): Promise<LogLine> {
     const end = Date.now() + timeout;
     for (;;) {
       const found = this.lines.find(wanted);

@@ -19,7 +19,7 @@ export const paces = ['as they come', 'one byte at a time'] as const;
 export type Pace = (typeof paces)[number];
 
 /** How long a test waits for what has to happen, in milliseconds. */
-const PATIENCE = 30_000;
+const PATIENCE = 120_000;
 
 /** Waits until `condition` holds; fails after a while, saying what was waited for. */
 export async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {

@@ -6,14 +6,14 @@ import { loginFacts, serverCredentials } from '../upstream.ts';
 import { CancelKeys } from './cancel.ts';
 import { Client, type StartupHello } from './client.ts';
 import { IdleFollower } from './idle.ts';
+import { logInLocally } from './local-login.ts';
 import { type LoggedIn, logIn } from './login.ts';
 import {
   authenticationOk,
   byteString,
   encodeBackendKey,
   encodeMessage,
-  NEWEST_MINOR,
-  negotiateProtocolVersion,
+  negotiationOf,
   type Parameter,
   textOf,
 } from './messages.ts';
@@ -54,6 +54,7 @@ function open(settings: Settings): Protocol {
   return {
     serve: (session) => serve(session, settings),
     probe: (probe) => tryLogin(probe, settings),
+    hearsOfSessions: true,
   };
 }
 
@@ -71,6 +72,7 @@ async function serve(session: Session, settings: Settings): Promise<void> {
       client.end();
       return;
     }
+    await logInLocally(session, client, hello);
     session.admit();
     const loggedIn = await session.withCredentials(async (credentials, signal) => {
       const request = startupRequest(hello, settings, pinnedParameters(settings, credentials));
@@ -81,7 +83,11 @@ async function serve(session: Session, settings: Settings): Promise<void> {
 
     using cancelKey =
       loggedIn.backendKey && cancelKeys.issue(loggedIn.backendKey, loggedIn.reached, hello.minor);
-    client.socket.write(greetingFor(hello, loggedIn, cancelKey && encodeBackendKey(cancelKey.given)));
+    // A client that has logged in here has heard it then.
+    const negotiation = session.localLogin ? [] : negotiationOf(hello);
+    client.socket.write(
+      Buffer.concat([...negotiation, greetingFor(loggedIn, cancelKey && encodeBackendKey(cancelKey.given))]),
+    );
     await session.relay(client.socket, loggedIn.socket, { follow: () => new IdleFollower(session.id) });
   } catch (thrown) {
     const error = PosternError.from(thrown);
@@ -103,14 +109,8 @@ function pinnedParameters(settings: Settings, credentials: Credentials): Paramet
 }
 
 /** All that the client hears at once, when the server is ready for it: as if it had logged in itself. */
-function greetingFor(
-  hello: StartupHello,
-  { greeting, readyForQuery }: LoggedIn,
-  backendKey: Buffer | undefined,
-): Buffer {
-  const negotiate = hello.askedMinor > NEWEST_MINOR || hello.unknownOptions.length > 0;
+function greetingFor({ greeting, readyForQuery }: LoggedIn, backendKey: Buffer | undefined): Buffer {
   return Buffer.concat([
-    ...(negotiate ? [negotiateProtocolVersion(hello.minor, hello.unknownOptions)] : []),
     authenticationOk,
     ...greeting,
     // Some drivers take nothing between BackendKeyData and ReadyForQuery.

@@ -116,6 +116,18 @@ export function encodeError(fields: ReadonlyMap<string, string>): Buffer {
 
 export const authenticationOk = encodeMessage('R', int32(0));
 
+/** What a client hears first that has asked for a newer protocol, or for options of it: what it gets. Else nothing. */
+export function negotiationOf(hello: {
+  readonly askedMinor: number;
+  readonly minor: number;
+  readonly unknownOptions: readonly string[];
+}): readonly Buffer[] {
+  const { askedMinor, minor, unknownOptions } = hello;
+  return askedMinor > NEWEST_MINOR || unknownOptions.length > 0
+    ? [negotiateProtocolVersion(minor, unknownOptions)]
+    : [];
+}
+
 export function negotiateProtocolVersion(minor: number, unknownOptions: readonly string[]): Buffer {
   const names = Buffer.from(unknownOptions.map((name) => `${name}\0`).join(''), 'latin1');
   return encodeMessage('v', int32((3 << 16) | minor, unknownOptions.length), names);

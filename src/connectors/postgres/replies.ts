@@ -59,7 +59,12 @@ function fatal(sqlstate: string, error: PosternError, session: string): Buffer {
 }
 
 /** A refusal with a SQLSTATE that is more exact than its code's usual one. */
-export function refusal(sqlstate: string, message: string, hint?: string): PosternError {
+export function refusal(
+  sqlstate: string,
+  message: string,
+  hint?: string,
+  code: ErrorCode = 'CLIENT_REFUSED',
+): PosternError {
   const fields = new Map([
     ['S', 'FATAL'],
     ['V', 'FATAL'],
@@ -67,7 +72,7 @@ export function refusal(sqlstate: string, message: string, hint?: string): Poste
     ['M', byteString(`postern: ${message}`)],
   ]);
   if (hint !== undefined) fields.set('H', byteString(hint));
-  return new PosternError('CLIENT_REFUSED', message, { reply: encodeError(fields) });
+  return new PosternError(code, message, { reply: encodeError(fields) });
 }
 
 const refusedText = 'postern: the database server refused the connection';

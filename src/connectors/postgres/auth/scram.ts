@@ -191,7 +191,7 @@ export class ScramClient {
 }
 
 /** ClientKey and ServerKey, one after the other: all that a login needs, and as secret as the password. */
-async function deriveKeys(password: Buffer, salt: Buffer, iterations: number): Promise<Buffer> {
+export async function deriveKeys(password: Buffer, salt: Buffer, iterations: number): Promise<Buffer> {
   const prepared = saslprep(password);
   let saltedPassword = Buffer.alloc(0);
   const keys: Buffer[] = [];
