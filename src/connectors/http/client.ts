@@ -1,7 +1,9 @@
 import type { Socket } from 'node:net';
 
+import type { KnownPassword, LocalLogin } from '../../core/access.ts';
 import { Deadline } from '../../core/deadline.ts';
 import { PosternError } from '../../core/errors.ts';
+import type { Prepared } from '../../core/prepared.ts';
 import type { Session } from '../../core/session.ts';
 import { Chunks } from './chunked.ts';
 import type { Generation } from './generation.ts';
@@ -21,6 +23,7 @@ import {
 } from './head.ts';
 import { Held } from './held.ts';
 import { putTarget, roomForTarget } from './inject.ts';
+import { refusalOf } from './local-login.ts';
 import type { Member } from './member.ts';
 import { pathEnd } from './path.ts';
 import type { Pool } from './pool.ts';
@@ -85,6 +88,8 @@ export class Client implements WireUser, Timed {
 
   readonly #front: Front;
   readonly #session: Session;
+  /** What each request has to show; not those inside of a tunnel, whose CONNECT has shown it. */
+  readonly #localLogin: LocalLogin | undefined;
   readonly #settled = Promise.withResolvers<void>();
   #member: Member;
   #phase = IDLE;
@@ -97,6 +102,8 @@ export class Client implements WireUser, Timed {
   #generation: Generation | undefined;
   /** Was fetched for the request that waits, in case that it is not kept. */
   #lent: Generation | undefined;
+  /** The local password, fetched for the request that waits. */
+  #known: KnownPassword | undefined;
   #waitsIn: Pool | undefined;
   /** The wait for a credential. */
   #patience: Deadline | undefined;
@@ -136,6 +143,7 @@ export class Client implements WireUser, Timed {
     this.#front = front;
     this.#member = front.first;
     this.#session = session;
+    this.#localLogin = admitted ? undefined : session.localLogin;
     this.#admitted = admitted;
     this.wire = new SocketWire(this);
     this.done = this.#settled.promise;
@@ -278,7 +286,7 @@ export class Client implements WireUser, Timed {
     this.#replayed = true;
     prepared.reject(rejected);
     if (this.#keptLength === 0) return false;
-    this.#whenPrepared((generation) => {
+    this.#whenGiven(prepared, (generation) => {
       if (this.#upstream !== upstream) return;
       this.#patience = undefined;
       if (generation === undefined) {
@@ -306,7 +314,7 @@ export class Client implements WireUser, Timed {
     this.#keptLength = 0;
     // The client was never told to go on: nobody knows whether its body comes (RFC 9110 10.1.1).
     const cutShort = this.#body !== BODY_NONE && (this.expecting || !takesBody);
-    if (untilClose || cutShort || this.#front.first.draining) this.keep = false;
+    if (untilClose || cutShort || this.#front.first.draining || this.#session.expired) this.keep = false;
   }
 
   enterTunnel(): void {
@@ -448,6 +456,7 @@ export class Client implements WireUser, Timed {
       this.#toldToGoOn = false;
     }
     this.#again = true;
+    if (this.#localLogin !== undefined && !this.#mayEnter(this.#localLogin, bytes, from, to)) return to;
     let route: Route;
     try {
       if (head.method === METHOD_CONNECT) return this.#connect(bytes, to);
@@ -710,10 +719,29 @@ export class Client implements WireUser, Timed {
     return to;
   }
 
+  /** Whether the request shows the local password; where it does not it is answered, and where that has to be fetched it waits. */
+  #mayEnter(login: LocalLogin, bytes: Buffer, from: number, to: number): boolean {
+    const known = this.#known ?? login.password.current;
+    this.#known = undefined;
+    if (known === undefined) {
+      this.#wait(bytes, from, to);
+      this.#due = 0;
+      this.#whenGiven(login.password, (password, error) => {
+        this.#known = password;
+        if (error) this.refuse(error);
+        else this.#goOn();
+      });
+      return false;
+    }
+    const refused = refusalOf(login, known, bytes, head);
+    if (refused) this.refuse(refused);
+    return refused === undefined;
+  }
+
   #awaitCredential(bytes: Buffer, from: number, to: number): void {
     this.#wait(bytes, from, to);
     this.#due = 0;
-    this.#whenPrepared((generation, error) => {
+    this.#whenGiven(this.#member.prepared, (generation, error) => {
       this.#lent = generation;
       if (error) this.refuse(error);
       else this.#goOn();
@@ -721,14 +749,17 @@ export class Client implements WireUser, Timed {
   }
 
   /** Calls `then` unless the connection has ended meanwhile. */
-  #whenPrepared(then: (generation: Generation | undefined, error?: PosternError) => void): void {
-    const { loginTimeout, prepared } = this.#member;
+  #whenGiven<Value extends Disposable>(
+    prepared: Prepared<Value>,
+    then: (value: Value | undefined, error?: PosternError) => void,
+  ): void {
+    const { loginTimeout } = this.#member;
     const late = () =>
       new PosternError('TIMEOUT', `the credential took longer than ${loginTimeout / 1000} s`);
     const patience = new Deadline(loginTimeout, late);
     this.#patience = patience;
     prepared.get(patience.signal).then(
-      (generation) => this.#prepared(patience, () => then(generation)),
+      (value) => this.#prepared(patience, () => then(value)),
       (thrown: unknown) => this.#prepared(patience, () => then(undefined, PosternError.from(thrown))),
     );
   }

@@ -65,7 +65,8 @@ export interface HttpService {
 /** Opens a service for one of the connectors that the engine serves. */
 export function openHttp(about: HttpService, service: ServiceContext): Protocol {
   if (about.engine.reads === 'auto') void tryAccelerating();
-  const member = openMember(service, about.engine, about.scheme);
+  const takesAuthorization = service.asksPassword === true && about.reverse !== undefined;
+  const member = openMember(service, about.engine, about.scheme, takesAuthorization);
   const reverse = about.reverse && new ReverseFront(member, about.reverse);
   const front = new ListenerFront(member);
   const protocol: Protocol = {

@@ -31,6 +31,8 @@ export class Member {
     readonly scheme: Scheme;
     readonly loginTimeout: number;
     readonly audit?: RequestAudit | undefined;
+    /** The client's `Authorization` is for Postern. */
+    readonly takesAuthorization: boolean;
     readonly prepare: (member: Member) => Prepared<Generation>;
   }) {
     this.name = given.name;
@@ -39,7 +41,8 @@ export class Member {
     this.scheme = given.scheme;
     this.loginTimeout = given.loginTimeout;
     this.audit = given.audit;
-    this.names = requestNames(given.scheme.ownedHeaders);
+    const taken = given.takesAuthorization ? ['authorization'] : [];
+    this.names = requestNames([...given.scheme.ownedHeaders, ...taken]);
     this.prepared = given.prepare(this);
   }
 }

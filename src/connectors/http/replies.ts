@@ -57,6 +57,9 @@ const discreet: Readonly<Partial<Record<ErrorCode, string>>> = {
 /** Seconds after which it is worth to ask again (RFC 9110, section 10.2.3). */
 const RETRY_AFTER = 1;
 
+/** What a client is told that has to show the local password of a service (RFC 7617). */
+const CHALLENGE = 'Basic realm="postern", charset="UTF-8"';
+
 /** A failure that is answered with another status than its code's usual one. */
 class Refusal extends PosternError {
   readonly status: number;
@@ -104,6 +107,9 @@ export function errorReply(error: PosternError, session: string, withBody = true
     `Content-Length: ${body.length}`,
     'Cache-Control: no-store',
     `Postern-Error: ${error.code}`,
+    // Whether Basic or Bearer: all clients know Basic.
+    ...(status === 401 ? [`WWW-Authenticate: ${CHALLENGE}`] : []),
+    ...(status === 407 ? [`Proxy-Authenticate: ${CHALLENGE}`] : []),
     ...(status === 503 ? [`Retry-After: ${RETRY_AFTER}`] : []),
     'Connection: close',
   ];

@@ -14,7 +14,12 @@ import type { EngineSettings } from './settings.ts';
 export const tlsCredentials = ['tlsCert', 'tlsKey', 'tlsKeyPassword', 'tlsCa'] as const;
 
 /** Sets a service up: its scheme, and what is made of each generation of its credentials. */
-export function openMember(service: ServiceContext, settings: EngineSettings, scheme: Scheme): Member {
+export function openMember(
+  service: ServiceContext,
+  settings: EngineSettings,
+  scheme: Scheme,
+  takesAuthorization = false,
+): Member {
   return new Member({
     name: service.name,
     log: service.log,
@@ -22,6 +27,7 @@ export function openMember(service: ServiceContext, settings: EngineSettings, sc
     scheme,
     loginTimeout: service.loginTimeout,
     audit: service.requestAudit,
+    takesAuthorization,
     prepare: (member) =>
       service.prepare<Generation>((credentials, signal, previous) =>
         generate(member, credentials, signal, previous),

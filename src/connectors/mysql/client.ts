@@ -17,6 +17,7 @@ import { Leg } from './leg.ts';
 import {
   type ClientHello,
   decodeClientHello,
+  encodeAuthSwitch,
   encodeGreeting,
   fastAuthSuccess,
   type Greeting,
@@ -28,6 +29,8 @@ import type { Settings } from './settings.ts';
 const ALPN = 'mysql';
 /** The one plugin that every client answers whatever it was given, and that an OK may follow at once. */
 const PLUGIN = 'mysql_native_password';
+/** What proves a local password: every client of MySQL 8 and of MariaDB 10.2 or later has it. */
+const LOCAL_PLUGIN = 'caching_sha2_password';
 /** How long a client may take to answer the greeting of Postern's own that goes before an error, in milliseconds. */
 const REFUSAL_PATIENCE = 2000;
 
@@ -79,6 +82,32 @@ export class Client {
     return this.#hello;
   }
 
+  /**
+   * Greets a client that has to prove a local password, with what is known of its server, and has it answer by the one plugin
+   * for that, whatever it would have chosen itself.
+   */
+  async meetLocally(
+    greeting: Greeting,
+    signal: AbortSignal,
+  ): Promise<{ readonly user: string; readonly answer: Buffer; readonly salt: Buffer }> {
+    const capabilities = offeredCapabilities(greeting.capabilities, {
+      tls: this.#session.localTls !== undefined,
+      localFiles: this.#settings.allowLocalInfile,
+    });
+    let salt = freshSalt();
+    const hello = await this.#introduce({ ...greeting, capabilities }, signal, LOCAL_PLUGIN, salt);
+    let { response } = hello;
+    if (response.plugin !== LOCAL_PLUGIN) {
+      if (!has(hello.agreed.flags, capability.pluginAuth))
+        throw refusal('ACCESS_DENIED', [1251, '08004'], `the client does not know ${LOCAL_PLUGIN}`);
+      salt = freshSalt();
+      this.#leg.write(encodeAuthSwitch(LOCAL_PLUGIN, salt));
+      response = { ...response, plugin: LOCAL_PLUGIN, authData: await this.#leg.read(signal) };
+    }
+    this.#hello = { ...hello, response };
+    return { user: response.user, answer: response.authData, salt };
+  }
+
   /** The client is logged in. `ok` is the server's word on it. */
   welcome(ok: Buffer): void {
     this.#leg.write(...this.loginAnswer(this.#hello?.response, ok));
@@ -119,9 +148,14 @@ export class Client {
   }
 
   /** Greets, with a salt of Postern's own: with the server's, the client could try passwords on what it hears later. */
-  async #introduce(greeting: Greeting, signal: AbortSignal): Promise<Hello> {
+  async #introduce(
+    greeting: Greeting,
+    signal: AbortSignal,
+    plugin = PLUGIN,
+    salt = freshSalt(),
+  ): Promise<Hello> {
     this.#greeted = true;
-    this.#leg.write(encodeGreeting({ ...greeting, authData: freshSalt(), plugin: PLUGIN }));
+    this.#leg.write(encodeGreeting({ ...greeting, authData: salt, plugin }));
     let hello = await this.#readHello(signal);
     if (hello.kind === 'sslRequest') {
       await this.#startTls(greeting, signal);

@@ -7,8 +7,10 @@ import { loginFacts, serverCredentials } from '../upstream.ts';
 import { ChangeUserWatch } from './change-user.ts';
 import { Client, type Hello } from './client.ts';
 import { IdleFollower } from './idle.ts';
+import { logInLocally } from './local-login.ts';
 import { type LoggedIn, leave, logIn, quit } from './login.ts';
 import { textOf } from './names.ts';
+import type { Greeting } from './packets.ts';
 import { bareRequest, type LoginRequest, loginRequest } from './request.ts';
 import { review } from './review.ts';
 import { type Settings, settings } from './settings.ts';
@@ -31,19 +33,27 @@ export const mysql = defineConnector({
 });
 
 function open(settings: Settings): Protocol {
+  const server: Remembered = { greeting: undefined };
   return {
-    serve: (session) => serve(session, settings),
+    serve: (session) => serve(session, settings, server),
     probe: (probe) => tryLogin(probe, settings),
   };
 }
 
-async function serve(session: Session, settings: Settings): Promise<void> {
+/** What the server said last: a client that has to prove a local password is greeted with it before the server is asked. */
+interface Remembered {
+  greeting: Greeting | undefined;
+}
+
+async function serve(session: Session, settings: Settings, remembered: Remembered): Promise<void> {
   const client = new Client(session, settings);
   try {
+    await logInLocally(session, client, () => greetingOf(session, settings, remembered));
     // A MySQL client says nothing before its server does: whoever connects wants a session.
     session.admit();
     const { hello, loggedIn } = await session.withCredentials(async (credentials, signal) => {
       const server = await findServer(settings, credentials, signal);
+      remembered.greeting = server.greeting;
       const { hello, request } = await meet(client, server, session, settings, credentials, signal);
       return { hello, loggedIn: await logIn(server, request, settings, credentials, signal) };
     });
@@ -58,6 +68,16 @@ async function serve(session: Session, settings: Settings): Promise<void> {
     await client.refuse(error);
     throw error;
   }
+}
+
+/** The first client of all has the server asked for it. */
+async function greetingOf(session: Session, settings: Settings, remembered: Remembered): Promise<Greeting> {
+  remembered.greeting ??= await session.withCredentials(async (credentials, signal) => {
+    const server = await findServer(settings, credentials, signal);
+    await leave(server, settings, credentials);
+    return server.greeting;
+  });
+  return remembered.greeting;
 }
 
 /**
