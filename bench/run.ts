@@ -69,21 +69,37 @@ const httpIds = [
 
 function mysqlContests(cast: MySqlCast, { megabytes, quick, only }: Plan): Contest[] {
   const { label, generator } = cast;
-  const selects = (id: string, clients: number, field: readonly MySqlCandidate[], more = ''): Contest => ({
+  const selects = (
+    id: string,
+    clients: number,
+    limit: string,
+    field: readonly MySqlCandidate[] = cast.field,
+    more = '',
+  ): Contest => ({
     id,
     title: `${label}, select by primary key, prepared, ${clients} ${clients === 1 ? 'client' : 'clients'}${more} (${generator})`,
     unit: 'tps',
+    limit,
     entrants: entrants(field, (candidate, seconds) => cast.pointSelects(candidate, { clients, seconds })),
   });
   return [
-    selects('mysql-select-c8', 8, cast.field),
+    selects(
+      'mysql-select-c8',
+      8,
+      "The cores. Postern relays in JavaScript, because it follows the client's bytes from one packet header to the next for COM_CHANGE_USER; what the server sends is not looked at.",
+    ),
     ...(quick && only.length === 0
       ? []
-      : [selects('mysql-select-c1', 1, cast.field), selects('mysql-select-c32', 32, cast.field)]),
+      : [
+          selects('mysql-select-c1', 1, 'Latency, as with PostgreSQL.'),
+          selects('mysql-select-c32', 32, "As with 8, and the one thread of Postern's JavaScript."),
+        ]),
     {
       id: 'mysql-connect',
       title: `${label}, a connection per query, 4 clients (${generator})`,
       unit: 'tps',
+      limit:
+        'A direct login is cheap: MySQL checks a cached hash with three rounds of SHA-256 and starts a thread, not a process. So what Postern adds shows more than with PostgreSQL.',
       entrants: entrants(cast.field, (candidate, seconds) =>
         cast.pointSelects(candidate, { clients: 4, seconds, reconnect: true }),
       ),
@@ -92,9 +108,16 @@ function mysqlContests(cast: MySqlCast, { megabytes, quick, only }: Plan): Conte
       id: 'mysql-result',
       title: `${label}, a result of ${megabytes} MB (command line client)`,
       unit: 'MB/s',
+      limit: 'The server, which makes the rows, and its client, which takes them apart.',
       entrants: entrants(cast.field, (candidate) => cast.bigResult(candidate, megabytes)),
     },
-    selects('mysql-change-user', 8, cast.withRelay, ', COM_CHANGE_USER looked for or not'),
+    selects(
+      'mysql-change-user',
+      8,
+      'With `changeUser: relay` nobody looks at what the client sends, and the native engine may relay.',
+      cast.withRelay,
+      ', COM_CHANGE_USER looked for or not',
+    ),
   ];
 }
 
