@@ -1,4 +1,6 @@
+import { lookup } from 'node:dns/promises';
 import type { Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { Logger } from 'pino';
 
@@ -12,6 +14,7 @@ import type { OperatedService, Operation } from './admin/status.ts';
 import { AuditTrail } from './audit.ts';
 import type { AdminConfig, AuditConfig, Config, ProviderConfig, ServiceConfig } from './config/config.ts';
 import { isLocal } from './config/listen.ts';
+import { accountIds } from './core/accounts.ts';
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
 import { type RelaySettings, Relays } from './core/relay.ts';
@@ -55,6 +58,9 @@ interface OpenProvider {
 
 /** Services that share an address, in the order of the configuration; the first one serves the clients. */
 type Services = readonly [Service, ...Service[]];
+
+/** Takes a step of a reload back that fails further on. */
+type Undo = () => void | Promise<void>;
 
 /** A listening address and the services behind it, which a reload may replace while the listener stays open. */
 interface Door {
@@ -216,12 +222,26 @@ export class Broker {
     this.#observations.metrics.configFollowed(current);
   }
 
+  /**
+   * Says that it is not ready any more, and serves on for the longest `minDrainDelay`: whoever chooses where clients
+   * connect (the endpoints of a service of Kubernetes, a load balancer) has to hear of it first.
+   */
+  async linger(): Promise<void> {
+    this.#state = 'draining';
+    const delay = Math.max(0, ...this.#services.map(({ config }) => config.limits.minDrainDelay));
+    if (delay === 0) return;
+    this.#context.log.info({ seconds: delay / 1000 }, 'not ready any more, and still accepting');
+    await sleep(delay);
+  }
+
   /** Stops accepting, lets sessions finish within their service's drain timeout, closes the providers. */
   async stop(drainTimeout = (service: ServiceConfig) => service.limits.drainTimeout): Promise<void> {
     this.#state = 'draining';
-    for (const { listener } of this.#doors) listener.close();
     const services = [...this.#services, ...this.#retired];
-    await Promise.all(services.map((service) => service.drain(drainTimeout(service.config))));
+    await Promise.all([
+      ...this.#doors.map((door) => drainDoor(door, drainTimeout)),
+      ...[...this.#retired].map((service) => service.drain(drainTimeout(service.config))),
+    ]);
     const outOfTime = setTimeout(() => this.#leases.abandon(), REVOKE_TIMEOUT);
     await Promise.all(services.map(({ gone }) => gone));
     clearTimeout(outOfTime);
@@ -303,45 +323,76 @@ export class Broker {
         ({ provider }) => providers.get(provider) === this.#providers.get(provider),
       );
 
-    const next = new Map<Door, Services>();
-    const opened: Door[] = [];
-    const changedModes = new Map<Door, number>();
+    const groups = Map.groupBy(config.services, doorKey);
+    const leaving = new Set(this.#doors.filter(({ key }) => !groups.has(key)));
+    const wanted: { readonly key: string; door: Door | undefined; readonly services: Services }[] = [];
+    const undo: Undo[] = [
+      () => {
+        for (const [name, provider] of providers)
+          if (this.#providers.get(name) !== provider) void this.#close(provider);
+      },
+    ];
     try {
-      for (const [key, entries] of Map.groupBy(config.services, doorKey)) {
-        const door = this.#doors.find((open) => open.key === key);
+      for (const [key, entries] of groups) {
+        const door =
+          this.#doors.find((each) => each.key === key && each.listener.open) ??
+          (await renamed(leaving, key, entries[0]?.listenOn));
         const services = await Promise.all(
           entries.map(async (entry) => {
             const current = door?.behind.services.find(({ config: { name } }) => name === entry.name);
-            return current?.config.fingerprint === entry.fingerprint && kept(entry)
-              ? current
-              : await this.#prepare(entry, providers);
+            if (current?.config.fingerprint === entry.fingerprint && kept(entry)) return current;
+            const service = await this.#prepare(entry, providers);
+            undo.push(() => void service.finish());
+            return service;
           }),
         );
         const [first, ...others] = services;
-        if (!first) continue;
-        const { socketMode } = first.config;
-        if (door && door.behind.services[0].config.socketMode !== socketMode)
-          changedModes.set(door, socketMode);
-        const opening = door ?? (await this.#open(key, first));
-        if (!door) opened.push(opening);
-        next.set(opening, [first, ...others]);
+        if (first) wanted.push({ key, door, services: [first, ...others] });
       }
-      // Last, because it shows at once.
-      for (const [door, mode] of changedModes) await door.listener.permit(mode);
+      const inTheWay = ({ door, services }: (typeof wanted)[number]) =>
+        door ? [] : [...leaving].filter((each) => isInTheWay(each, services[0].config.listenOn));
+      // What shows at once comes last: one that makes room, and is not there for a moment.
+      for (const each of wanted.toSorted((a, b) => inTheWay(a).length - inTheWay(b).length)) {
+        for (const door of inTheWay(each)) this.#makeRoom(door, undo);
+        if (each.door) await permitAs(each.door, each.services[0], undo);
+        else {
+          const door = await this.#open(each.key, each.services[0]);
+          undo.push(() => door.listener.close());
+          each.door = door;
+        }
+      }
     } catch (error) {
-      for (const { listener } of opened) listener.close();
-      for (const [name, provider] of providers)
-        if (this.#providers.get(name) !== provider) void this.#close(provider);
+      for (const step of undo.toReversed()) await step();
       throw error;
     }
-    this.#putInForce(next, providers);
+    this.#putInForce(
+      new Map(wanted.flatMap(({ door, services }) => (door ? [[door, services]] : []))),
+      providers,
+    );
+  }
+
+  /** Closes a listener that is to go, because another one is to have its port. */
+  #makeRoom({ listener, behind }: Door, undo: Undo[]): void {
+    listener.close();
+    undo.push(async () => {
+      try {
+        await listener.reopen();
+      } catch (error) {
+        const log = this.#context.log.child({ service: behind.services[0].config.name });
+        log.error(
+          { reason: reasonOf(error) },
+          'a listener could not be opened again, the next reload tries it',
+        );
+      }
+    });
   }
 
   /** From here on nothing can fail. */
   #putInForce(next: ReadonlyMap<Door, Services>, providers: Map<string, OpenProvider>): void {
     const before = this.#services;
+    const listeners = new Set(next.keys().map(({ listener }) => listener));
     for (const { key, listener, behind } of this.#doors) {
-      if (next.keys().some((door) => door.key === key)) continue;
+      if (listeners.has(listener)) continue;
       listener.close();
       const [{ config }] = behind.services;
       this.#context.log.info({ service: config.name, address: key }, 'no longer listening');
@@ -426,14 +477,23 @@ export class Broker {
     const events = {
       onClient: (client: Socket) => behind.services[0].accept(client),
       onAcceptError: (error: Error) => {
+        // A reload may have given it to another service.
+        const { name } = behind.services[0].config;
         this.#observations.metrics.acceptFailed(name);
-        log.error({ reason: reasonOf(error) }, 'a connection could not be accepted');
+        this.#context.log.error(
+          { service: name, reason: reasonOf(error) },
+          'a connection could not be accepted',
+        );
       },
     };
     const inherited = this.#context.inherited?.(name, listenOn);
     const listener = inherited
       ? Listener.adopt(refuseWider(inherited, listenOn), events)
       : await Listener.open(listenOn, socketMode, events);
+    await give(listener, service.config).catch((error: unknown) => {
+      listener.close();
+      throw error;
+    });
     log.info({ address: formatAddress(listener.address), connector }, 'listening');
     return { key, listener, behind };
   }
@@ -517,6 +577,66 @@ function refuseWider(socket: ListeningSocket, listenOn: Address): ListeningSocke
     'LISTEN_FAILED',
     `cannot listen on ${given}, which the service manager has opened: other machines can reach it, and the configuration says ${configured}`,
   );
+}
+
+/** Of a door whose clients come for sessions that live, too, the listener goes last: they are told that there are no new ones. */
+async function drainDoor(
+  { listener, behind: { services } }: Door,
+  drainTimeout: (service: ServiceConfig) => number,
+): Promise<void> {
+  // Closed, one that a service manager keeps open makes its clients wait for the next process.
+  if (listener.adopted || !services.some(({ hearsOfSessions }) => hearsOfSessions)) listener.close();
+  await Promise.all(
+    services.map((service) => service.drain(drainTimeout(service.config), () => listener.close())),
+  );
+  listener.close();
+}
+
+/**
+ * A door that is to go, and that listens where this address leads as well (`localhost` for `127.0.0.1`): under its new name it
+ * stays open all the time.
+ */
+async function renamed(
+  leaving: Set<Door>,
+  key: string,
+  listenOn: Address | undefined,
+): Promise<Door | undefined> {
+  if (listenOn?.kind !== 'tcp') return undefined;
+  const { host, port } = listenOn;
+  const candidates = [...leaving].filter(({ listener: { address, open } }) => {
+    return open && address.kind === 'tcp' && address.port === port;
+  });
+  if (candidates.length === 0) return undefined;
+  // As `listen` asks it. That there is no such name is for `listen` to say.
+  const found = await lookup(host).catch(() => undefined);
+  const same = candidates.find(
+    ({ listener: { address } }) => 'host' in address && address.host === found?.address,
+  );
+  if (!same) return undefined;
+  leaving.delete(same);
+  return { ...same, key };
+}
+
+/** Whether the address may not be had for as long as this door is open: every address of the machine has the port, or one has it. */
+function isInTheWay({ listener: { address, open, adopted } }: Door, listenOn: Address): boolean {
+  if (!open || adopted || address.kind !== 'tcp' || listenOn.kind !== 'tcp' || address.port !== listenOn.port)
+    return false;
+  return [address.host, listenOn.host].some((host) => host === '::' || host === '0.0.0.0');
+}
+
+async function permitAs({ listener, behind }: Door, { config }: Service, undo: Undo[]): Promise<void> {
+  const before = behind.services[0].config.socketMode;
+  if (before === config.socketMode) return;
+  await listener.permit(config.socketMode);
+  undo.push(() => listener.permit(before).catch(() => {}));
+}
+
+/** Only then others may connect; before it the socket is closed to all but Postern's own user and group. */
+async function give(listener: Listener, { socketOwner, socketGroup }: ServiceConfig): Promise<void> {
+  if (socketOwner === undefined && socketGroup === undefined) return;
+  const [owner] = await accountIds('user', socketOwner === undefined ? [] : [socketOwner]);
+  const [group] = await accountIds('group', socketGroup === undefined ? [] : [socketGroup]);
+  await listener.give(owner, group);
 }
 
 async function tryLogin(service: Service): Promise<Login> {

@@ -113,6 +113,7 @@ function factsOf(service: ServiceConfig, config: Config): Facts {
       idleTimeout: limits.idleTimeout === 0 ? 'none' : time(limits.idleTimeout),
       maxSessionAge: limits.maxSessionAge === 0 ? 'none' : time(limits.maxSessionAge),
       drainTimeout: time(limits.drainTimeout),
+      minDrainDelay: limits.minDrainDelay === 0 ? 'none' : time(limits.minDrainDelay),
     },
     cache: {
       ttl: cache.ttl === undefined ? 'as suits the connector' : time(cache.ttl),

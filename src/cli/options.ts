@@ -25,6 +25,7 @@ export const commonFlags = {
   'admin-listen': { type: 'string' },
   'login-timeout': { type: 'string' },
   'drain-timeout': { type: 'string' },
+  'min-drain-delay': { type: 'string' },
   'idle-timeout': { type: 'string' },
   'max-session-age': { type: 'string' },
   'max-connections': { type: 'string' },
@@ -55,6 +56,7 @@ export const flagHelp: readonly FlagHelp[] = [
   ['--admin-listen ADDRESS', 'health and metrics: tcp://127.0.0.1:9090, or off'],
   ['--login-timeout TIME', 'how long a login may take: 10s'],
   ['--drain-timeout TIME', 'how long sessions get to finish at shutdown: 30s'],
+  ['--min-drain-delay TIME', 'how long clients are still accepted after the signal to stop: 0s'],
   ['--idle-timeout TIME', 'how long a session may be silent: 0s, for ever'],
   ['--max-session-age TIME', 'how old a session may grow: 0s, any age'],
   ['--max-connections N', 'sessions of one service at once: 1000'],
@@ -152,6 +154,7 @@ export function optionsOf(
   const limits = {
     loginTimeout: values['login-timeout'],
     drainTimeout: values['drain-timeout'],
+    minDrainDelay: values['min-drain-delay'],
     idleTimeout: values['idle-timeout'],
     maxSessionAge: values['max-session-age'],
     maxConnections: values['max-connections'],

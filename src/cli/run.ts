@@ -6,7 +6,6 @@ import type { Logger } from 'pino';
 
 import { Broker } from '../broker.ts';
 import type { Config } from '../config/config.ts';
-import { loadConfig } from '../config/load.ts';
 import { formatProblem } from '../config/report.ts';
 import { ConfigSource } from '../config/source.ts';
 import type { Address } from '../core/address.ts';

@@ -514,6 +514,7 @@ function readStateFolder(
 ): string | undefined {
   const given = single(files, 'stateFolder', report);
   const fromFile = given && check(schema.stateFolder, given, report);
+    minDrainDelay: above.minDrainDelay ?? below.minDrainDelay,
   // Several folders are separated by colons.
   const [fromSystemd] = (environment['STATE_DIRECTORY'] ?? '').split(':');
   const path = environment[variables.stateFolder] || fromFile || fromSystemd || undefined;
@@ -598,6 +599,7 @@ function readOverrides(
       { name: variable, value: environment[variable] || undefined },
       { name: flagOf(variable), value: overrides.limits?.[key] },
     ];
+  minDrainDelay: 'POSTERN_MIN_DRAIN_DELAY',
     for (const { name, value } of sources) {
       if (value === undefined) continue;
       const number = key === 'maxConnections' && /^\d{1,9}$/.test(String(value)) ? Number(value) : value;

@@ -26,6 +26,7 @@ describe('a configuration without problems', () => {
       idleTimeout: 0,
       maxSessionAge: 0,
       drainTimeout: 30_000,
+      minDrainDelay: 0,
     });
     assert.deepEqual(service.credentials.get('username'), { provider: 'env', get: 'PGUSER' });
     assert.deepEqual(config?.admin, {
@@ -278,6 +279,7 @@ describe('flags and variables', () => {
       idleTimeout: 1000,
       maxSessionAge: 0,
       drainTimeout: 3000,
+      minDrainDelay: 0,
     });
     assert.deepEqual(config.admin.listenOn, { kind: 'tcp', host: '127.0.0.1', port: 3 });
   });
