@@ -3,7 +3,7 @@ import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import { stringify } from 'yaml';
 
-import { inputSchema, type JsonSchema } from '../src/config/check.ts';
+import { inputSchema, type JsonSchema as PartOfJsonSchema } from '../src/config/check.ts';
 import * as schema from '../src/config/schema.ts';
 import { connectors } from '../src/connectors/index.ts';
 import { providers } from '../src/providers/index.ts';
@@ -16,6 +16,9 @@ import { providers } from '../src/providers/index.ts';
 export const crdFile = fileURLToPath(
   new URL('../deploy/kubernetes/crd/configurations.yaml', import.meta.url),
 );
+
+/** What zod writes, and `inputSchema` does not need. */
+type JsonSchema = PartOfJsonSchema & { readonly maxLength?: number; readonly maxItems?: number };
 
 /** A node of a structural schema. */
 type Structural = { readonly [key: string]: unknown };
@@ -269,21 +272,33 @@ function rules(...validations: readonly Rule[]): Structural {
 
 /** What of a JSON Schema a structural one can say, with a bound on everything that can be long. */
 function structural(json: JsonSchema): Structural {
-  // Of `off` and a map the map: `off` is a matter of the pod, which says it with POSTERN_ADMIN_LISTEN.
   const branches = [...(json.anyOf ?? []), ...(json.oneOf ?? [])].filter(({ type }) => type !== 'null');
-  if (branches.length > 0) {
-    const object = branches.map((branch) => structural(branch)).find(({ type }) => type !== undefined);
-    return { ...object, ...(json.description !== undefined && { description: json.description }) };
-  }
-  const { type, pattern, enum: choices, minimum, maximum, minLength, items, properties, required } = json;
-  if (type === undefined) return {};
   const description = described(json);
-  const { maxItems, minItems } = json as { maxItems?: number; minItems?: number };
+  const said = description === undefined ? {} : { description };
+  if (branches.length === 2 && branches.some(({ type }) => type === 'integer')) {
+    const text = branches.find(({ type }) => type === 'string');
+    return { ...said, 'x-kubernetes-int-or-string': true, maxLength: most.text, pattern: text?.pattern };
+  }
+  if (branches.length > 0) {
+    // Of `off` and a map the map: `off` is a matter of the pod, which says it with POSTERN_ADMIN_LISTEN.
+    const object = branches.map((branch) => structural(branch)).find(({ type }) => type === 'object');
+    return { ...(object ?? structural(branches[0] ?? {})), ...said };
+  }
+  const { type, pattern, enum: choices, items, properties, required } = json;
+  // Where zod leaves it open, it is a credential outside of `credentials`.
+  if (type === undefined) return choices ? { ...said, enum: choices } : { ...credential(), ...said };
+  const { minimum, exclusiveMinimum, maximum, minLength, maxLength, minItems, maxItems } = json;
   return {
-    ...(description !== undefined && { description }),
+    ...said,
     type,
-    ...(type === 'integer' && { format: 'int64', minimum, maximum }),
-    ...(type === 'string' && !choices && { maxLength: most.text, minLength, pattern }),
+    ...(type === 'integer' && { format: 'int64' }),
+    ...(type === 'number' && { format: 'double' }),
+    ...((type === 'integer' || type === 'number') && {
+      minimum: minimum ?? exclusiveMinimum,
+      maximum,
+      ...(exclusiveMinimum !== undefined && { exclusiveMinimum: true }),
+    }),
+    ...(type === 'string' && !choices && { maxLength: maxLength ?? most.text, minLength, pattern }),
     ...(choices && { enum: choices }),
     ...(type === 'array' &&
       items && { items: structural(items), minItems, maxItems: maxItems ?? most.items }),
@@ -298,8 +313,9 @@ function structural(json: JsonSchema): Structural {
 
 /** A default in words alone: one that the API server fills in would be stored, and beat the pod's environment. */
 function described({ description, default: fallback }: JsonSchema): string | undefined {
-  if (fallback === undefined || typeof fallback === 'object') return description;
-  return `${description ?? ''} Default: ${String(fallback)}.`.trim();
+  if (typeof fallback !== 'string' && typeof fallback !== 'number' && typeof fallback !== 'boolean')
+    return description;
+  return `${description ?? ''} Default: ${fallback}.`.trim();
 }
 
 if (import.meta.main) {

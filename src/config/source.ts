@@ -28,7 +28,9 @@ export class ConfigSource {
   readonly #following: Following;
   readonly #resources = new Map<string, FollowedResource>();
   #files: FileWatch | undefined;
-  #changed: () => void = () => undefined;
+  #changed: (() => void) | undefined;
+  /** Something has changed before anybody wanted to hear of it. */
+  #missed = false;
   #closed = false;
 
   constructor(paths: readonly string[], context: LoadContext, following: Following) {
@@ -56,6 +58,7 @@ export class ConfigSource {
   /** Calls `changed` when there is something else to load, and `current` when the cluster is, or is not, followed. */
   follow(changed: () => void, current: (current: boolean) => void): void {
     this.#changed = changed;
+    if (this.#missed) changed();
     const known = new Map<string, boolean>();
     for (const [path, resource] of this.#resources)
       resource.follow(changed, (isCurrent) => {
@@ -77,6 +80,11 @@ export class ConfigSource {
 
   get #asked(): readonly string[] {
     return pathsAsked(this.#paths, this.#context.environment ?? process.env);
+  }
+
+  #tell(): void {
+    if (this.#changed) this.#changed();
+    else this.#missed = true;
   }
 
   async #read(path: string): Promise<{ readonly spec: object }> {
@@ -102,6 +110,6 @@ export class ConfigSource {
     if (files.length === 0) return;
     const { FileWatch } = await import('./watch-files.ts');
     const { log } = this.#following;
-    this.#files = await FileWatch.open(files, { log, changed: () => this.#changed() });
+    this.#files = await FileWatch.open(files, { log, changed: () => this.#tell() });
   }
 }

@@ -39,6 +39,11 @@ const taken: readonly (readonly [what: string, spec: object])[] = [
       relay: { engine: 'typescript' },
       admin: { listenOn: 'tcp://0.0.0.0:9090', exposed: true, hosts: ['postern.orders'] },
       audit: { file: 'stdout', events: ['login'] },
+      access: {
+        uids: [1000, 'orders'],
+        password: { from: 'env', get: 'LOCAL' },
+        loginRate: { perSecond: 0.5, burst: 3 },
+      },
     },
   ],
   ['an address for others where that is said', withDb({ listenOn: 'tcp://0.0.0.0:5432', exposed: true })],
