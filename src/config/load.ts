@@ -487,6 +487,7 @@ function layer(below: Limits, above: SomeLimits): Limits {
     idleTimeout: above.idleTimeout ?? below.idleTimeout,
     maxSessionAge: above.maxSessionAge ?? below.maxSessionAge,
     drainTimeout: above.drainTimeout ?? below.drainTimeout,
+    minDrainDelay: above.minDrainDelay ?? below.minDrainDelay,
   };
 }
 
@@ -514,7 +515,6 @@ function readStateFolder(
 ): string | undefined {
   const given = single(files, 'stateFolder', report);
   const fromFile = given && check(schema.stateFolder, given, report);
-    minDrainDelay: above.minDrainDelay ?? below.minDrainDelay,
   // Several folders are separated by colons.
   const [fromSystemd] = (environment['STATE_DIRECTORY'] ?? '').split(':');
   const path = environment[variables.stateFolder] || fromFile || fromSystemd || undefined;
@@ -572,6 +572,7 @@ const limitVariables = {
   idleTimeout: 'POSTERN_IDLE_TIMEOUT',
   maxSessionAge: 'POSTERN_MAX_SESSION_AGE',
   drainTimeout: 'POSTERN_DRAIN_TIMEOUT',
+  minDrainDelay: 'POSTERN_MIN_DRAIN_DELAY',
 } as const satisfies Record<keyof Limits, string>;
 
 /** The environment variables that beat the file, by what they stand for. */
@@ -599,7 +600,6 @@ function readOverrides(
       { name: variable, value: environment[variable] || undefined },
       { name: flagOf(variable), value: overrides.limits?.[key] },
     ];
-  minDrainDelay: 'POSTERN_MIN_DRAIN_DELAY',
     for (const { name, value } of sources) {
       if (value === undefined) continue;
       const number = key === 'maxConnections' && /^\d{1,9}$/.test(String(value)) ? Number(value) : value;
