@@ -22,7 +22,7 @@ import { loadOne } from './core/table.ts';
 import { LeaseJournal } from './lifecycle/journal.ts';
 import { LeaseOffice } from './lifecycle/leases.ts';
 import type { SourceState } from './lifecycle/source.ts';
-import { Listener, type ListeningSocket, removeDeadSocket } from './listener.ts';
+import { Listener, type ListeningSocket, removeDeadSocket, unsafeFolderOf } from './listener.ts';
 import { Observations, type ObservedCredential } from './observations.ts';
 import { providers as kinds } from './providers/index.ts';
 import type { Provider } from './providers/provider.ts';
@@ -319,7 +319,7 @@ export class Broker {
     // A certificate is renewed without a change of the configuration.
     const kept = (service: ServiceConfig) =>
       !service.listenTls &&
-      [...service.credentials.values()].every(
+      [...service.credentials.values(), ...(service.access?.password ? [service.access.password] : [])].every(
         ({ provider }) => providers.get(provider) === this.#providers.get(provider),
       );
 
@@ -494,6 +494,12 @@ export class Broker {
       listener.close();
       throw error;
     });
+    const unsafe = await unsafeFolderOf(listener.address).catch(() => undefined);
+    if (unsafe !== undefined)
+      log.warn(
+        { folder: unsafe },
+        'everybody may put another socket in the place of this one: the folder is open to all',
+      );
     log.info({ address: formatAddress(listener.address), connector }, 'listening');
     return { key, listener, behind };
   }
@@ -625,10 +631,15 @@ function isInTheWay({ listener: { address, open, adopted } }: Door, listenOn: Ad
 }
 
 async function permitAs({ listener, behind }: Door, { config }: Service, undo: Undo[]): Promise<void> {
-  const before = behind.services[0].config.socketMode;
-  if (before === config.socketMode) return;
-  await listener.permit(config.socketMode);
-  undo.push(() => listener.permit(before).catch(() => {}));
+  const before = behind.services[0].config;
+  if (before.socketMode !== config.socketMode) {
+    await listener.permit(config.socketMode);
+    undo.push(() => listener.permit(before.socketMode).catch(() => {}));
+  }
+  if (before.socketOwner !== config.socketOwner || before.socketGroup !== config.socketGroup) {
+    await give(listener, config);
+    undo.push(() => give(listener, before).catch(() => {}));
+  }
 }
 
 /** Only then others may connect; before it the socket is closed to all but Postern's own user and group. */

@@ -1,6 +1,7 @@
 import { lstatSync, renameSync } from 'node:fs';
-import { chmod, chown, lstat, unlink } from 'node:fs/promises';
+import { chmod, chown, lstat, stat, unlink } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { dirname } from 'node:path';
 
 import { type Address, formatAddress } from './core/address.ts';
 import { PosternError, reasonOf } from './core/errors.ts';
@@ -48,6 +49,7 @@ export class Listener {
   /** Which file the unix socket is, as the system knows it. */
   #file: string | undefined;
   #open = true;
+  #given: readonly [owner: number | undefined, group: number | undefined] = [undefined, undefined];
 
   private constructor(server: Server, address: Address, opening?: Opening) {
     this.#server = server;
@@ -84,19 +86,21 @@ export class Listener {
     this.#server = await listen(this.address, this.#opening);
     this.#file = fileAt(this.address);
     this.#open = true;
+    await this.give(...this.#given);
   }
 
   /** Gives a unix socket to another owner, or group, of those that are given; nothing for TCP. Throws LISTEN_FAILED. */
   async give(owner: number | undefined, group: number | undefined): Promise<void> {
+    this.#given = [owner, group];
     if (this.address.kind !== 'unix' || (owner === undefined && group === undefined)) return;
     try {
       // -1 leaves it as it is.
       await chown(this.address.path, owner ?? -1, group ?? -1);
     } catch (cause) {
-      const why = reasonOf(cause) === 'EPERM' ? 'it may not be given away (socketOwner, socketGroup)' : reasonOf(cause);
+      const why =
+        reasonOf(cause) === 'EPERM' ? 'it may not be given away (socketOwner, socketGroup)' : reasonOf(cause);
       throw cannotListen(this.address, why, cause);
     }
-    this.#file &&= fileAt(this.address);
   }
 
   /** Changes the mode of a unix socket; nothing for TCP. Throws LISTEN_FAILED. */
@@ -176,6 +180,15 @@ function closeBeside(server: Server, path: string): void {
 function addressOf(server: Server): Address {
   const { address, port } = server.address() as AddressInfo;
   return { kind: 'tcp', host: address, port };
+}
+
+/** Whether anybody may put another file in the place of a unix socket, and be taken for Postern: undefined, or the folder. */
+export async function unsafeFolderOf(address: Address): Promise<string | undefined> {
+  if (address.kind === 'tcp') return undefined;
+  const folder = dirname(address.path);
+  const { mode } = await stat(folder);
+  const [writableByAll, sticky] = [(mode & 0o002) !== 0, (mode & 0o1000) !== 0];
+  return writableByAll && !sticky ? folder : undefined;
 }
 
 /**

@@ -33,6 +33,8 @@ export interface LiveService {
 /** Why a client was turned away, by the code that it got; whoever is dropped gets none. */
 const refusals = {
   LIMIT_REACHED: 'limit',
+  RATE_LIMITED: 'rate',
+  ACCESS_DENIED: 'access',
   CLIENT_REFUSED: 'policy',
   SHUTDOWN: 'shutdown',
 } as const satisfies Partial<Record<ErrorCode, string>>;

@@ -14,6 +14,7 @@ import type { ProviderKind } from '../providers/provider.ts';
 import { check, checkOutside } from './check.ts';
 import { namesResource } from './cluster/address.ts';
 import type {
+  AccessConfig,
   AdminConfig,
   AuditConfig,
   CachePolicy,
@@ -290,7 +291,9 @@ async function choose(
       named.add(connectorOf(service) ?? '');
       for (const [, credential] of children(child(service, 'credentials')))
         kinds.add(textOf(child(credential, 'from')) ?? '');
+      kinds.add(textOf(child(child(child(service, 'access'), 'password'), 'from')) ?? '');
     }
+    kinds.add(textOf(child(child(child(file, 'access'), 'password'), 'from')) ?? '');
     for (const [, provider] of children(child(file, 'providers')))
       kinds.add(textOf(child(provider, 'kind')) ?? '');
   }
@@ -309,7 +312,7 @@ function assemble(files: readonly Located[], plugins: Choice, context: LoadConte
   for (const file of files)
     check(
       schema.document,
-      without(file, ['limits', 'admin', 'audit', 'cache', 'relay', 'stateFolder']),
+      without(file, ['limits', 'admin', 'audit', 'cache', 'relay', 'stateFolder', 'access']),
       report,
     );
 
@@ -324,12 +327,15 @@ function assemble(files: readonly Located[], plugins: Choice, context: LoadConte
   const providers = new ProviderSet(plugins, report);
   for (const [name, entry] of merge(files, 'providers', report)) providers.add(name, entry);
 
+  const accessAt = single(files, 'access', report);
+  const access = accessAt && readAccess(accessAt, providers, report);
+
   const entries = merge(files, 'services', report);
   const services: ServiceConfig[] = [];
   const listening: { readonly who: string; readonly on: ServiceConfig['listenOn'] }[] = [];
   if (admin.listenOn && !adminAt) listening.push({ who: 'the admin listener', on: admin.listenOn });
   for (const [name, entry] of entries) {
-    const service = readService(name, entry, { plugins, providers, limits, cache, report });
+    const service = readService(name, entry, { plugins, providers, limits, cache, access, report });
     if (!service) continue;
     const mates = services.filter((each) => sharesListener(each, service, plugins));
     const other = mates.length > 0 ? undefined : listening.find(({ on }) => collide(on, service.listenOn));
@@ -347,6 +353,7 @@ function assemble(files: readonly Located[], plugins: Choice, context: LoadConte
     const mates = group.filter((service) => group[0] && sharesListener(group[0], service, plugins));
     if (mates.length > 1) reviewSharing(mates, new Map(entries), plugins, report);
   }
+  takeAccessOfFirst(services, plugins);
   const first = files[0];
   if (first && files.every((file) => isEmptyMap(child(file, 'services'))))
     report.problemOfEntry(
@@ -391,7 +398,14 @@ function reviewSharing(
   const [first, ...others] = mates;
   if (!first) return;
   for (const other of others)
-    for (const key of ['listenTls', 'socketMode', 'limits'] as const) {
+    for (const key of [
+      'listenTls',
+      'socketMode',
+      'socketOwner',
+      'socketGroup',
+      'access',
+      'limits',
+    ] as const) {
       const place = child(entries.get(other.name), key);
       if (place && !isEmpty(place) && JSON.stringify(other[key]) !== JSON.stringify(first[key]))
         report.problemOfEntry(
@@ -416,6 +430,19 @@ function reviewSharing(
       if (say === 'problem') report.problemOfEntry(found, path, message);
       else report.warnOfEntry({ ...found, path }, message);
     }
+}
+
+/** Who may connect is decided before it is known which of the services is meant. */
+function takeAccessOfFirst(services: ServiceConfig[], plugins: schema.Plugins): void {
+  for (const [i, service] of services.entries()) {
+    const first = services.find((each) => each === service || sharesListener(each, service, plugins));
+    if (first && first !== service && first.access !== service.access)
+      services[i] = {
+        ...service,
+        access: first.access,
+        fingerprint: fingerprint(`${service.fingerprint} ${first.access?.fingerprint}`),
+      };
+  }
 }
 
 const noFindings = { problems: [], warnings: [] };
@@ -735,6 +762,7 @@ interface Surroundings {
   readonly providers: ProviderSet;
   readonly limits: Limits;
   readonly cache: CachePolicy;
+  readonly access: AccessConfig | undefined;
   readonly report: Report;
 }
 
@@ -768,7 +796,13 @@ function readService(name: string, entry: Located, around: Surroundings): Servic
     ignored.map(([key]) => key),
   );
   const general = check(schema.service, known, report);
-  if (general) reviewListener(entry, general, secretless, report);
+  const accessAt = child(entry, 'access');
+  const access =
+    accessAt && !isEmpty(accessAt) && general ? readAccess(accessAt, providers, report) : around.access;
+  if (general) {
+    reviewListener(entry, general, access, secretless, report);
+    reviewAccess(entry, general.listenOn, access, report);
+  }
 
   const settings = connector && readSettings(entry, connector.settings, report);
   const credentials = readCredentials(entry, connector?.credentials, providers, report);
@@ -792,6 +826,9 @@ function readService(name: string, entry: Located, around: Surroundings): Servic
     connector: connectorName,
     listenOn: general.listenOn,
     socketMode: Number.parseInt(general.socketMode, 8),
+    socketOwner: general.socketOwner,
+    socketGroup: general.socketGroup,
+    access,
     listenTls: general.listenTls && {
       ...general.listenTls,
       passphraseFile: general.listenTls.passphraseFile,
@@ -801,7 +838,9 @@ function readService(name: string, entry: Located, around: Surroundings): Servic
     onRotation: general.onRotation,
     limits,
     cache,
-    fingerprint: fingerprint(`${canonical(entry.tree)} ${JSON.stringify([limits, cache])}`),
+    fingerprint: fingerprint(
+      `${canonical(entry.tree)} ${JSON.stringify([limits, cache, access?.fingerprint])}`,
+    ),
   };
 }
 
@@ -843,6 +882,46 @@ function textOf(place: Located | undefined): string | undefined {
   return typeof value === 'string' && value !== '' ? value : undefined;
 }
 
+/** The password is read as credentials are, so that a value in the file is in no message. */
+function readAccess(at: Located, providers: ProviderSet, report: Report): AccessConfig | undefined {
+  const parsed = check(schema.access, without(at, ['password']), report);
+  const passwordAt = child(at, 'password');
+  const given = passwordAt && !isEmpty(passwordAt) ? passwordAt : undefined;
+  const password = given && readCredential(given, providers, report);
+  if (passwordAt && !given)
+    report.problem(passwordAt, 'has no value; write `{from: PROVIDER, get: REFERENCE}`');
+  if (!parsed) return undefined;
+  const { uids, gids, executables, username, maxConnectionsPerPeer, loginRate, loginRatePerPeer } = parsed;
+  if (username !== undefined && !passwordAt)
+    report.problemOfEntry(at, [...at.path, 'username'], 'means nothing without `password`');
+  return {
+    uids,
+    gids,
+    executables,
+    username,
+    password,
+    maxConnectionsPerPeer,
+    loginRate,
+    loginRatePerPeer,
+    fingerprint: fingerprint(canonical(at.tree)),
+  };
+}
+
+/** Rules that can never hold. */
+function reviewAccess(
+  entry: Located,
+  listenOn: ServiceConfig['listenOn'],
+  access: AccessConfig | undefined,
+  report: Report,
+): void {
+  if (listenOn.kind === 'tcp' && access?.gids)
+    report.problemOfEntry(
+      follow(entry, ['access', 'gids']).found,
+      [...entry.path, 'access', 'gids'],
+      'cannot be asked of TCP clients: the kernel does not tell their groups; use `uids`, or listen on a unix socket',
+    );
+}
+
 interface GeneralSettings {
   readonly listenOn: ServiceConfig['listenOn'];
   readonly exposed: boolean;
@@ -850,7 +929,13 @@ interface GeneralSettings {
 }
 
 /** What is unsafe or senseless about a service's own address. */
-function reviewListener(entry: Located, general: GeneralSettings, secretless: boolean, report: Report): void {
+function reviewListener(
+  entry: Located,
+  general: GeneralSettings,
+  access: AccessConfig | undefined,
+  secretless: boolean,
+  report: Report,
+): void {
   const listenAt = child(entry, 'listenOn') ?? entry;
   const { listenOn, exposed, socketMode } = general;
   if (!isLocal(listenOn) && !exposed) {
@@ -860,15 +945,34 @@ function reviewListener(entry: Located, general: GeneralSettings, secretless: bo
     if (secretless) report.warnOfEntry(listenAt, danger);
     else report.problem(listenAt, danger);
   }
+  if (!isLocal(listenOn) && exposed && !guarded(access))
+    report.warnOfEntry(
+      listenAt,
+      `${formatAddress(listenOn)} can be reached from other machines, and whoever reaches it is logged in without a password; write \`access: { password: { from: PROVIDER, get: REFERENCE } }\` in this service to ask for one`,
+    );
+  for (const key of ['socketMode', 'socketOwner', 'socketGroup']) {
+    const place = child(entry, key);
+    if (place && listenOn.kind === 'tcp')
+      report.problemOfEntry(place, place.path, 'means nothing here: `listenOn` is not a unix socket');
+  }
   const modeAt = child(entry, 'socketMode');
-  if (modeAt && listenOn.kind === 'tcp')
-    report.problemOfEntry(modeAt, modeAt.path, 'means nothing here: `listenOn` is not a unix socket');
   // Connecting to a unix socket takes the right to write to it.
-  if (modeAt && listenOn.kind === 'unix' && (Number.parseInt(socketMode, 8) & 0o002) !== 0 && !exposed)
+  if (
+    modeAt &&
+    listenOn.kind === 'unix' &&
+    (Number.parseInt(socketMode, 8) & 0o002) !== 0 &&
+    !exposed &&
+    !guarded(access)
+  )
     report.warnOfEntry(
       modeAt,
       'every user of this machine may connect, and is logged in without a password; "0660" and a group would do',
     );
+}
+
+/** Whether more is asked of a client than to reach the port. */
+function guarded(access: AccessConfig | undefined): boolean {
+  return Boolean(access?.uids ?? access?.gids ?? access?.executables ?? access?.password);
 }
 
 function readSettings(
