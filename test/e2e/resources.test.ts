@@ -245,7 +245,7 @@ async function watch(
 
 describe('resources', { skip: process.platform !== 'linux' && 'needs /proc' }, () => {
   it('are flat over 5,000 connections that come and go, and over every odd one beside them', {
-    timeout: 200_000,
+    timeout: 600_000,
   }, async (t) => {
     const others = Object.values(oddities);
     const rows = await watch(t, 'cycles', 10, async (postern) => {
@@ -264,7 +264,7 @@ describe('resources', { skip: process.platform !== 'linux' && 'needs /proc' }, (
     assert.ok(growth(rows, 'arrayBuffers') < 128 * 1024, `buffers by ${growth(rows, 'arrayBuffers')}`);
   });
 
-  it('are flat with TLS, SCRAM and a credential fetched for each login', { timeout: 200_000 }, async (t) => {
+  it('are flat with TLS, SCRAM and a credential fetched for each login', { timeout: 600_000 }, async (t) => {
     const rows = await watch(t, 'logins', 7, async (postern) => {
       await repeat(100, () => visit(postern.port('scram')));
     });
