@@ -8,4 +8,7 @@ process.on('SIGUSR1', () => {});
 
 const danger = givesSecretsAway(process.env, process.execArgv);
 if (danger !== undefined) process.stderr.write(`postern: ${danger}\n`);
-process.exitCode = danger === undefined ? await main(process.argv.slice(2)) : exitCodes.usage;
+const code = danger === undefined ? await main(process.argv.slice(2)) : exitCodes.usage;
+// What a bug has left open (listeners, sessions) would keep the process for ever, neither serving nor gone.
+if (code === exitCodes.internal) process.exit(code);
+process.exitCode = code;

@@ -275,6 +275,24 @@ describe('the exit code', { timeout: 240_000 }, () => {
     }
   });
 
+  it('is 70 for a bug, also where that leaves something open', async (t) => {
+    const at = await scene(t);
+    if (!at) return;
+    const bug = join(folder, 'bug.ts');
+    const broker = new URL('../../src/broker.ts', import.meta.url).href;
+    writeFileSync(
+      bug,
+      `import { Broker } from '${broker}';\nBroker.prototype.stop = () => Promise.reject(new Error('a bug'));\n`,
+    );
+    await using postern = await Postern.start(at.text, {
+      env: environment(at.openbao),
+      nodeOptions: `--import=${bug}`,
+    });
+    postern.signal('SIGTERM');
+    assert.deepEqual(await ending(postern), { code: 70, signal: null });
+    assert.match(postern.output, /^postern: unexpected failure$/m);
+  });
+
   it('is 0 for what only prints', async () => {
     for (const args of [['version'], ['--version'], ['help'], ['schema'], ['run', '--help']])
       assert.equal((await command(args)).code, 0, args.join(' '));
