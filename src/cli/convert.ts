@@ -7,19 +7,26 @@ import { PosternError, reasonOf } from '../core/errors.ts';
 import { exitCodes } from './exit-codes.ts';
 import { parseWords, UsageError } from './options.ts';
 
+/** The flags of `postern convert`. */
+export const convertFlags = { to: { type: 'string' } } as const;
+
+const forms = ['file', 'crd'] as const;
+
 /** No configuration is longer. */
 const LARGEST_FILE = 1024 * 1024;
 
 /**
  * `postern convert FILE...`: prints files of Secretless, of version 2 or 1, and its resources in Kubernetes, as one
- * configuration of Postern. Ends with 1 when something could not be taken over, which is said beside it.
+ * configuration of Postern, or with `--to crd` as a resource for the cluster. Ends with 1 when something could not be taken over, which is said beside it.
  */
 export async function convert(words: readonly string[]): Promise<number> {
-  const { positionals } = parseWords(words, {});
+  const { positionals, values } = parseWords(words, convertFlags);
+  const form = forms.find((each) => each === (values.to ?? 'file'));
+  if (form === undefined) throw new UsageError(`--to must be one of ${forms.join(', ')}`);
   if (positionals.length === 0) throw new UsageError('`postern convert` takes files of Secretless');
   const documents: SourceDocument[] = [];
   for (const file of positionals) documents.push(...parse(file, await read(file)));
-  const { text, leftOut } = convertDocuments(documents);
+  const { text, leftOut } = convertDocuments(documents, form);
   process.stdout.write(text);
   for (const line of leftOut) process.stderr.write(`postern: ${line}\n`);
   return leftOut.length > 0 ? exitCodes.configuration : exitCodes.clean;

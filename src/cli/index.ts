@@ -67,6 +67,7 @@ const commands: Readonly<Record<string, Command>> = {
     summary:
       "convert FILE...: print a file of Secretless, or its resources in Kubernetes, in Postern's own form",
     files: true,
+    flags: ownFlagHelp.convert,
     execute: async (words) => {
       const { convert } = await import('./convert.ts');
       return await convert(words);

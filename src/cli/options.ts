@@ -111,6 +111,7 @@ export const ownFlagHelp = {
     ['--bundle FILE', 'show: also write a file with it and the public ones'],
     ['--file PATH', 'show: where the certificate is, where it is a credential'],
   ],
+  convert: [['--to FORM', 'file, or crd: a resource of Kubernetes that `run --config k8s://` reads; file']],
   inject: [
     ['--file PATH', 'print these manifests with the sidecar, instead of serving the webhook; - is the input'],
     ['-f, --config PATH', 'settings of the injector'],

@@ -12,6 +12,9 @@ export interface Conversion {
   readonly leftOut: readonly string[];
 }
 
+/** What is written: a file, or a Configuration of postern.dev/v1alpha1 for the cluster. */
+export type Form = 'file' | 'crd';
+
 /** One YAML document, and what to call it. */
 export interface SourceDocument {
   readonly where: string;
@@ -24,10 +27,10 @@ type Values = { [key: string]: unknown };
  * Turns files of Secretless (version 2, version 1, and its custom resources in Kubernetes) into one configuration that
  * means the same: what Secretless does without a word is written down beside the reason to change it.
  */
-export function convert(documents: readonly SourceDocument[]): Conversion {
+export function convert(documents: readonly SourceDocument[], form: Form = 'file'): Conversion {
   const draft = new Draft();
   for (const { where, tree } of documents) readDocument(valueOf(tree), where, draft);
-  return { text: draft.print(), leftOut: draft.leftOut };
+  return { text: draft.print(form), leftOut: draft.leftOut };
 }
 
 // ── the forms that Secretless reads ────────────────────────────────────────────────────────────────────────────
@@ -39,7 +42,12 @@ function readDocument(value: unknown, where: string, draft: Draft): void {
     return;
   }
   if (top['kind'] === 'Configuration' && /^secretless[^/]*\.io\/v1$/.test(text(top['apiVersion']))) {
-    const name = text(asMap(top['metadata'])['name']);
+    const metadata = asMap(top['metadata']);
+    const name = text(metadata['name']);
+    draft.metadata ??= {
+      ...(name !== '' && { name }),
+      ...(text(metadata['namespace']) !== '' && { namespace: text(metadata['namespace']) }),
+    };
     readVersion1(asMap(top['spec']), `the Configuration "${name}" of ${where}`, draft);
     return;
   }
@@ -394,12 +402,24 @@ function isLiteral(value: unknown): boolean {
 const opening =
   ' Converted from Secretless by `postern convert`. It means the same; the comments say where a default of Secretless is\n written down that Postern would not have, and what would be better. Try it with `postern check`.';
 
+/** A resource has a reference for each credential: a value is one to `literal`, and always text. */
+function withReferences({ credentials, ...service }: Values): Values {
+  if (credentials === undefined || credentials === null) return service;
+  const references = Object.entries(asMap(credentials)).map(([name, credential]) => {
+    const { from, get } = isLiteral(credential) ? { from: 'literal', get: credential } : asMap(credential);
+    return [name, { from, get: text(get) || String(get) }];
+  });
+  return { ...service, credentials: Object.fromEntries(references) };
+}
+
 /** The configuration while it is put together. */
 class Draft {
   readonly others: Values = {};
   readonly services: Values = {};
   readonly comments: { readonly path: Path; readonly comment: string }[] = [];
   readonly leftOut: string[] = [];
+  /** Of the first resource that was read. */
+  metadata: Values | undefined;
 
   leaveOut(where: string, what: string): void {
     this.leftOut.push(`${where}: ${what}`);
@@ -416,13 +436,14 @@ class Draft {
     return name;
   }
 
-  print(): string {
-    const document = new Document(
-      { version: 2, ...this.others, services: this.services },
-      { aliasDuplicateObjects: false },
-    );
+  print(form: Form): string {
+    const inFront = form === 'crd' ? ['spec'] : [];
+    const document = new Document(form === 'crd' ? this.#resource() : this.#file(), {
+      aliasDuplicateObjects: false,
+    });
     document.commentBefore = `${opening}${this.leftOut.map((line) => `\n Left out or changed: ${line}`).join('')}`;
-    for (const { path, comment } of this.comments) {
+    for (const { path: inside, comment } of this.comments) {
+      const path = [...inFront, ...inside];
       const holder = document.getIn(path.slice(0, -1), true);
       const pair = isMap(holder)
         ? holder.items.find(({ key }) => isScalar(key) && key.value === path.at(-1))
@@ -433,5 +454,22 @@ class Draft {
       key.commentBefore = `${before === undefined || before === null ? '' : `${before}\n`} ${comment}`;
     }
     return document.toString({ lineWidth: 0 });
+  }
+
+  #file(): Values {
+    return { version: 2, ...this.others, services: this.services };
+  }
+
+  #resource(): Values {
+    const services = Object.entries(this.services).map(([name, service]) => [
+      name,
+      withReferences(asMap(service)),
+    ]);
+    return {
+      apiVersion: 'postern.dev/v1alpha1',
+      kind: 'Configuration',
+      metadata: { name: 'postern', ...this.metadata },
+      spec: { ...this.others, services: Object.fromEntries(services) },
+    };
   }
 }

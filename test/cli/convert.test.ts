@@ -4,13 +4,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { parse, stringify } from 'yaml';
 
 import { exitCodes } from '../../src/cli/exit-codes.ts';
 import type { Config, ServiceConfig } from '../../src/config/config.ts';
 import { convert } from '../../src/config/convert.ts';
 import { loadConfig, readConfig } from '../../src/config/load.ts';
 import { parseYaml } from '../../src/config/yaml.ts';
+import { configuration, configurations, defineConfiguration } from '../config/cluster/crd.ts';
 import { capture } from '../support/servers/process.ts';
+import { withServer } from '../support/servers.ts';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 let folder = '';
@@ -200,6 +203,58 @@ ${version1.replaceAll(/^/gm, '  ').trimEnd()}
     assert.match(stdout, /# Left out or changed: the Configuration "one"/);
     const listed = `kind: List\nitems:\n${resource('three').replaceAll(/^/gm, '    ').replace('    apiVersion', '  - apiVersion')}`;
     assert.equal((await loaded(converted(listed).text)).services.length, 2);
+  });
+
+  it('makes a resource for the cluster of them, which means the same', async (t) => {
+    const path = join(folder, 'secretless-crd.yaml');
+    await writeFile(
+      path,
+      `apiVersion: secretless.io/v1
+kind: Configuration
+metadata: { name: orders, namespace: shop }
+spec:
+  listeners: [{ name: db, protocol: pg, address: 0.0.0.0:5432 }]
+  handlers:
+    - name: db
+      listener: db
+      credentials:
+        - { name: username, provider: literal, id: 0123 }
+        - { name: password, provider: env, id: DB_PASSWORD }
+        - { name: host, provider: env, id: DB_HOST }
+`,
+    );
+    const [crd, file] = [
+      await capture(`${root}bin/postern`, ['convert', '--to', 'crd', path]),
+      await capture(`${root}bin/postern`, ['convert', path]),
+    ];
+    assert.equal(crd.code, exitCodes.clean, crd.stderr);
+    const resource = parse(crd.stdout) as { metadata: object; spec: { services: Record<string, object> } };
+    assert.deepEqual(resource.metadata, { name: 'orders', namespace: 'shop' });
+    assert.partialDeepStrictEqual(resource.spec.services['db'], {
+      connector: 'postgres',
+      exposed: true,
+      credentials: {
+        username: { from: 'literal', get: '0123' },
+        password: { from: 'env', get: 'DB_PASSWORD' },
+      },
+    });
+    assert.match(crd.stdout, /# Other machines can reach this address/);
+    const [asResource, asFile] = [
+      await loaded(stringify({ version: 2, ...resource.spec })),
+      await loaded(file.stdout),
+    ];
+    assert.deepEqual(asResource.services.map(meaning), asFile.services.map(meaning));
+
+    const kubernetes = await withServer(t, 'kubernetes');
+    if (!kubernetes) return;
+    await defineConfiguration(kubernetes);
+    const namespace = await kubernetes.namespace();
+    const { name } = resource.metadata as { name: string };
+    await kubernetes.request(
+      'POST',
+      `${configurations(namespace)}?fieldValidation=Strict`,
+      configuration(name, resource.spec),
+    );
   });
 
   it('leaves out what Postern cannot do, and says so', () => {

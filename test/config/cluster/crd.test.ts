@@ -3,8 +3,8 @@ import { readFile } from 'node:fs/promises';
 import { before, describe, it } from 'node:test';
 
 import { crdFile, crdManifest } from '../../../scripts/crd.ts';
-import { type Kubernetes, server } from '../../support/servers.ts';
-import { configuration, configurations, defineConfiguration } from './crd.ts';
+import type { Kubernetes } from '../../support/servers.ts';
+import { clusterHere, configuration, configurations, defineConfiguration } from './crd.ts';
 
 const db = {
   connector: 'postgres',
@@ -175,12 +175,15 @@ const refused: readonly (readonly [what: string, spec: object, why: RegExp])[] =
   ],
 ];
 
-describe('the definition of the resource Configuration', { timeout: 120_000 }, () => {
+const here = await clusterHere();
+
+describe('the definition of the resource Configuration', { timeout: 120_000, skip: !here }, () => {
   let cluster: Kubernetes;
   let namespace = '';
 
   before(async () => {
-    cluster = await server('kubernetes');
+    assert.ok(here);
+    cluster = here;
     await defineConfiguration(cluster);
     namespace = await cluster.namespace();
   });

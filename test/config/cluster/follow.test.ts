@@ -9,14 +9,8 @@ import { parseAllDocuments } from 'yaml';
 
 import { Postern } from '../../support/postern.ts';
 import { answers, capture, freePort } from '../../support/servers/process.ts';
-import {
-  canary,
-  type Kubernetes,
-  type PrivateKubernetes,
-  server,
-  startKubernetes,
-} from '../../support/servers.ts';
-import { configuration, configurations, defineConfiguration } from './crd.ts';
+import { canary, type Kubernetes, type PrivateKubernetes, startKubernetes } from '../../support/servers.ts';
+import { clusterHere, configuration, configurations, defineConfiguration } from './crd.ts';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
 const reloaded = 'configuration reloaded';
@@ -159,10 +153,13 @@ async function permit(cluster: Kubernetes, namespace: string, onlyRead: boolean)
   }
 }
 
-describe('a configuration in the cluster', { timeout: 180_000, concurrency: 4 }, () => {
+const here = await clusterHere();
+
+describe('a configuration in the cluster', { timeout: 180_000, concurrency: 4, skip: !here }, () => {
   let cluster: Kubernetes;
   before(async () => {
-    cluster = await server('kubernetes');
+    assert.ok(here);
+    cluster = here;
     await defineConfiguration(cluster);
   });
 
@@ -344,7 +341,10 @@ async function run(at: Scene, args: readonly string[]) {
   });
 }
 
-describe('a configuration in a cluster whose API server comes and goes', { timeout: 180_000 }, () => {
+describe('a configuration in a cluster whose API server comes and goes', {
+  timeout: 180_000,
+  skip: !here,
+}, () => {
   let cluster: PrivateKubernetes;
   before(async () => {
     cluster = await startKubernetes();
