@@ -100,17 +100,25 @@ export class TestInjector implements AsyncDisposable {
     await this.#cluster.request('DELETE', `${configurations}/${this.name}`).catch(() => undefined);
   }
 
-  /** Starts a replica with settings (YAML) beside those of the image and the certificate. */
-  async start(certificate = 'poll: 200ms', sidecar = '', port = 0): Promise<Replica> {
+  /** Starts a replica with settings of its certificate (YAML), with the rights of rbac.yaml unless a kubeconfig has more. */
+  async start(
+    certificate = 'poll: 200ms',
+    more: {
+      readonly port?: number;
+      readonly secret?: string;
+      readonly kubeconfig?: string;
+      readonly apiPort?: number;
+    } = {},
+  ): Promise<Replica> {
+    const { port = 0, secret = 'certificates', kubeconfig = await this.#kubeconfig(more.apiPort) } = more;
     const settings = parseSettings(
       `sidecar:
   image: registry.example.com/postern:0.1.0
   allowedImages: [registry.example.com/postern, registry.example.com/team/]
-${sidecar}
 listen: tcp://127.0.0.1:${port}
 admin: tcp://127.0.0.1:0
-cluster: { kubeconfig: ${await this.#kubeconfig()}, namespace: ${this.home} }
-certificate: { host: 127.0.0.1, secret: certificates, webhook: ${this.name}, ${certificate} }
+cluster: { kubeconfig: ${kubeconfig}, namespace: ${this.home} }
+certificate: { host: 127.0.0.1, secret: ${secret}, webhook: ${this.name}, ${certificate} }
 `,
       'injector.yaml',
     );
@@ -160,8 +168,8 @@ certificate: { host: 127.0.0.1, secret: certificates, webhook: ${this.name}, ${c
     await this.#cluster.secret(this.home, 'certificates', {});
   }
 
-  async #kubeconfig(): Promise<string> {
-    const path = join(this.#folder, 'kubeconfig');
+  async #kubeconfig(port = this.#cluster.port): Promise<string> {
+    const path = join(this.#folder, `kubeconfig-${port}`);
     const token = await this.#cluster.token(this.home);
     await writeFile(
       path,
@@ -169,7 +177,7 @@ certificate: { host: 127.0.0.1, secret: certificates, webhook: ${this.name}, ${c
 kind: Config
 current-context: test
 contexts: [{name: test, context: {cluster: test, user: app}}]
-clusters: [{name: test, cluster: {server: "${this.#cluster.url}", certificate-authority: ${this.#cluster.ca}}}]
+clusters: [{name: test, cluster: {server: "https://127.0.0.1:${port}", certificate-authority: ${this.#cluster.ca}}}]
 users: [{name: app, user: {token: ${token}}}]
 `,
     );

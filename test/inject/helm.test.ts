@@ -65,7 +65,11 @@ describe('the injector of the Helm chart', () => {
     }
     const [container] = found(one(manifests, 'Deployment').spec?.template).spec.containers;
     const [expected] = found(one(await base('deployment'), 'Deployment').spec?.template).spec.containers;
-    const { lifecycle: _own, imagePullPolicy: _policy, ...rest } = container as Record<string, unknown>;
+    const {
+      lifecycle: _own,
+      imagePullPolicy: _policy,
+      ...rest
+    } = container as unknown as Record<string, unknown>;
     const { lifecycle: _theirs, ...wanted } = expected as unknown as Record<string, unknown>;
     assert.deepEqual(rest, wanted);
     const { sidecar, certificate } = parseSettings(

@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { stringify } from 'yaml';
@@ -161,6 +163,42 @@ describe('the webhook, called by a real API server', () => {
     await assert.rejects(injector.pod(namespace, stranger), /a container is called \\"postern\\"/);
   });
 
+  it('adds one sidecar when two webhooks do the same, whichever comes first', async (t) => {
+    if (!cluster) return t.skip(missing);
+    const namespace = await injector.namespace();
+    const path = '/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations';
+    const first = (await cluster.request('GET', `${path}/${injector.name}`)) as { webhooks: object[] };
+    // In the order of their names; both are asked again when the other one has changed something.
+    for (const name of [`a-${injector.name}`, `z-${injector.name}`]) {
+      await cluster.request('POST', path, { metadata: { name }, webhooks: first.webhooks });
+      t.after(() => cluster?.request('DELETE', `${path}/${name}`));
+    }
+    const already = () => replica.metric('postern_inject_requests_total{outcome="already"}');
+    const before = await already();
+    await eventually(async () => {
+      const stored = await injector.pod(namespace, pod({ ...asking, 'postern.dev/env': 'db=postgres' }));
+      assert.deepEqual(names(stored), [['postern', 'migrate'], ['app']]);
+      assert.equal(stored.spec.containers[0]?.env?.filter(({ name }) => name === 'PGHOST').length, 1);
+      return (await already()) >= before + 2;
+    }, 'the others are called, too');
+  });
+
+  it('gives the sidecar a token for the API server once, also where every container gets one', async (t) => {
+    if (!cluster) return t.skip(missing);
+    const namespace = await injector.namespace();
+    for (const automountServiceAccountToken of [true, false]) {
+      const asked = pod({ ...asking, 'postern.dev/api-token': 'true' }, { automountServiceAccountToken });
+      const stored = await injector.pod(namespace, asked, '?fieldValidation=Strict');
+      const mounts = stored.spec.initContainers?.[0]?.volumeMounts?.filter(
+        ({ mountPath }) => mountPath === '/var/run/secrets/kubernetes.io/serviceaccount',
+      );
+      assert.deepEqual(
+        mounts?.map(({ name }) => name),
+        ['postern-api-token'],
+      );
+    }
+  });
+
   it('does offline, to a file, what it does to the same pod in the cluster', async (t) => {
     if (!cluster) return t.skip(missing);
     const namespace = await injector.namespace();
@@ -273,7 +311,7 @@ describe('the certificate of the webhook', () => {
     // Whoever comes later shows it, too.
     await first.stop();
     await second.stop();
-    const third = await injector.start('poll: 200ms', '', ports[0]);
+    const third = await injector.start('poll: 200ms', { port: ports[0] ?? 0 });
     await third.ready();
     await injector.pod(namespace, pod(asking), '?dryRun=All');
   });
@@ -312,5 +350,65 @@ describe('the certificate of the webhook', () => {
       'the caBundle is back',
     );
     await eventually(works, 'the webhook is called again');
+  });
+
+  it('is made by one of two replicas that start at once where there is no Secret yet', async (t) => {
+    if (!cluster) return t.skip(missing);
+    await using injector = await TestInjector.make(cluster);
+    await injector.register(1);
+    const more = { secret: 'of-their-own', kubeconfig: cluster.kubeconfig };
+    const replicas = await Promise.all(Array.from({ length: 3 }, () => injector.start('poll: 200ms', more)));
+    await Promise.all(replicas.map((replica) => replica.ready()));
+    const shown = injector.lines.filter(({ msg }) => msg === 'certificate of the webhook in use');
+    assert.equal(shown.length, 3);
+    for (const replica of replicas)
+      assert.equal(await replica.metric('postern_inject_certificates_total'), 1);
+    const ends = await Promise.all(
+      replicas.map((replica) => replica.metric('postern_inject_certificate_expiry_timestamp_seconds')),
+    );
+    assert.equal(new Set(ends).size, 1);
+  });
+
+  it('stays when the API server goes away, and is looked after again when it is back', async (t) => {
+    if (!cluster) return t.skip(missing);
+    await using injector = await TestInjector.make(cluster);
+    // What stands between the injector and the API server, which others need.
+    const open = new Set<Socket>();
+    const way = createServer((near) => {
+      const far = connect(cluster?.port ?? 0, '127.0.0.1');
+      for (const socket of [near, far]) {
+        open.add(socket);
+        socket.on('error', () => {});
+        socket.on('close', () => {
+          near.destroy();
+          far.destroy();
+        });
+      }
+      near.pipe(far).pipe(near);
+    });
+    t.after(() => way.close());
+    await once(way.listen(0, '127.0.0.1'), 'listening');
+    const { port } = way.address() as AddressInfo;
+    const replica = await injector.start('poll: 200ms', { apiPort: port });
+    await injector.register(await replica.listening());
+    await replica.ready();
+    way.close();
+    for (const socket of open) socket.destroy();
+    const failures = () => replica.metric('postern_inject_certificate_failures_total');
+    await eventually(async () => (await failures()) >= 2, 'it cannot be looked after');
+    assert.equal(replica.injector.notReady(), undefined);
+    way.listen(port, '127.0.0.1');
+    const said = (msg: string) => injector.lines.filter((line) => line['msg'] === msg).length;
+    await eventually(() => said('certificate of the webhook can be looked after again') === 1, 'it is again');
+    assert.equal(said('certificate of the webhook cannot be looked after'), 1);
+    const namespace = await injector.namespace();
+    await eventually(
+      () =>
+        injector.pod(namespace, pod(asking), '?dryRun=All').then(
+          (stored) => names(stored)[0]?.[0] === 'postern',
+          () => false,
+        ),
+      'pods are injected again',
+    );
   });
 });
