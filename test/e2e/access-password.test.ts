@@ -68,8 +68,6 @@ describe('a local password', { timeout: 240_000 }, () => {
       `host=127.0.0.1 port=${port} user=orders sslmode=disable`,
       `host=localhost port=${port} user=orders sslmode=verify-full sslrootcert=${ca} hostaddr=127.0.0.1`,
       `host=${folder} port=7001 user=orders`,
-      `host=127.0.0.1 port=${port} user=orders require_auth=scram-sha-256`,
-      `host=127.0.0.1 port=${port} user=orders max_protocol_version=latest`,
     ]) {
       const { stdout, stderr } = await ask(to, LOCAL);
       assert.equal(stdout, 'scram_user\n', stderr);
@@ -166,15 +164,15 @@ describe('a local password', { timeout: 240_000 }, () => {
           config: {
             upstream: url,
             allowPlainHttp: true,
-            authenticate: { header: { 'X-Token': '{{ token }}' } },
+            authenticate: { headers: { 'X-Token': '{{ token }}' } },
           },
         },
         forward: {
           ...common,
           config: {
-            match: [{ url: `${url}/*` }],
+            match: [`${url}/**`],
             allowPlainHttp: true,
-            authenticate: { header: { 'X-Token': '{{ token }}' } },
+            authenticate: { headers: { 'X-Token': '{{ token }}' } },
           },
         },
       },
