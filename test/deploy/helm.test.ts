@@ -160,6 +160,11 @@ const gateways: Readonly<Record<string, object>> = {
       networkPolicy: { enabled: false },
     },
   },
+  'with a configuration in the cluster': {
+    configuration: { resource: 'orders' },
+    files: { 'db-ca.pem': 'a certificate' },
+    gateway: { ports: [{ name: 'postgres', port: 5432 }] },
+  },
   'with a ConfigMap of its own': {
     existingConfigMap: 'mine',
     gateway: { ports: [{ name: 'postgres', port: 5432, targetPort: 6432 }] },
@@ -209,6 +214,26 @@ describe('the Helm chart as a gateway', () => {
     assert.deepEqual(read.admin.listenOn, { kind: 'tcp', host: '0.0.0.0', port: 9090 });
     assert.equal(map.data?.['vault-ca.pem'], 'a certificate\nof two lines\n');
     assert.equal(map.data?.['postern.yaml'], gatewayConfig, 'verbatim');
+  });
+
+  it('reads a configuration in the cluster with a token and the rights for that one', async (t) => {
+    const values = found(gateways['with a configuration in the cluster']);
+    const manifests = await render(t, 'postern', values);
+    if (!manifests) return;
+    const postern = posternOf(found(podsOf(manifests)[0]));
+    const { configPaths } = parseOptions(found(postern.args).slice(1), {});
+    assert.deepEqual(configPaths, ['k8s:///orders']);
+    assert.ok(postern.volumeMounts?.some(({ name }) => name === 'postern-api-token'));
+    assert.deepEqual(found(manifests.find(({ kind }) => kind === 'ConfigMap')).data, {
+      'db-ca.pem': 'a certificate\n',
+    });
+    const role = found(manifests.find(({ kind }) => kind === 'Role')) as unknown as { rules: object[] };
+    const model = (await readManifests('kubernetes/crd/rbac.yaml'))[0] as unknown as { rules: object[] };
+    assert.deepEqual(role.rules, model.rules);
+    // With a configuration of the chart both are read.
+    const both = await render(t, 'postern', { ...values, config: gatewayConfig });
+    const words = found(posternOf(found(podsOf(both ?? [])[0])).args).slice(1);
+    assert.deepEqual(parseOptions(words, {}).configPaths, ['/etc/postern/postern.yaml', 'k8s:///orders']);
   });
 
   it('changes its pods when the configuration changes, and only then', async (t) => {

@@ -47,7 +47,7 @@ Named templates for a chart of your own, which has this one as a dependency. The
           audience: {{ .audience | quote }}
           expirationSeconds: {{ int64 (.expirationSeconds | default 600) }}
 {{- end }}
-{{- if .Values.kubernetesSecrets.names }}
+{{- if or .Values.kubernetesSecrets.names .Values.configuration.resource }}
 - name: postern-api-token
   projected:
     sources:
@@ -82,8 +82,14 @@ image: {{ include "postern.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args:
   - run
+  {{- if or .Values.config .Values.existingConfigMap (not .Values.configuration.resource) }}
   - --config
   - /etc/postern/postern.yaml
+  {{- end }}
+  {{- with .Values.configuration.resource }}
+  - --config
+  - k8s:///{{ . }}
+  {{- end }}
   - --admin-listen
   - {{ printf "tcp://0.0.0.0:%d" (int .Values.adminPort) }}
   {{- with .Values.args }}
@@ -113,7 +119,7 @@ volumeMounts:
   {{- range .Values.tokens }}
   - { name: postern-token-{{ .name }}, mountPath: /var/run/secrets/{{ .name }}, readOnly: true }
   {{- end }}
-  {{- if .Values.kubernetesSecrets.names }}
+  {{- if or .Values.kubernetesSecrets.names .Values.configuration.resource }}
   - { name: postern-api-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true }
   {{- end }}
   {{- with .Values.extraVolumeMounts }}
