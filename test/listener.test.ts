@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, stat, unlink, writeFile } from 'node:fs/promises';
 import { connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -103,6 +103,44 @@ describe('a listener', () => {
       message: /another process listens there/,
     });
     assert.ok((await stat(path)).isSocket());
+  });
+
+  it('leaves the socket alone at its end that somebody else has put in the place of its own', async (t) => {
+    const path = join(await folder(t), 'socket');
+    const { listener } = await open(t, { kind: 'unix', path });
+    await unlink(path);
+    const other = createServer((socket) => socket.end('still here'));
+    await once(other.listen(path), 'listening');
+    t.after(() => other.close());
+    listener.close();
+    const client = connect({ path });
+    const [heard] = (await once(client, 'data')) as [Buffer];
+    assert.equal(heard.toString(), 'still here');
+    client.destroy();
+    assert.deepEqual(await readdir(join(path, '..')), ['socket']);
+  });
+
+  it('takes its socket away also when its owner or mode was changed meanwhile', async (t) => {
+    const path = join(await folder(t), 'socket');
+    const { listener } = await open(t, { kind: 'unix', path });
+    await listener.permit(0o666);
+    listener.close();
+    listener.close();
+    assert.deepEqual(await readdir(join(path, '..')), []);
+  });
+
+  it('listens again where it did, for the same clients', async (t) => {
+    const { listener, clients } = await open(t, anyPort);
+    const { address } = listener;
+    assert.ok(address.kind === 'tcp');
+    listener.close();
+    assert.equal(listener.open, false);
+    await assert.rejects(once(connect({ port: address.port, host: address.host }), 'connect'));
+    await listener.reopen();
+    assert.deepEqual([listener.open, listener.address], [true, address]);
+    const client = connect({ port: address.port, host: address.host });
+    await until('the client to be accepted', () => clients.length === 1);
+    client.destroy();
   });
 
   it('leaves a file of another kind alone', async (t) => {

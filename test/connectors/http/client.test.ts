@@ -288,6 +288,48 @@ describe('a client of the HTTP plane', () => {
   });
 });
 
+describe('a connection that has grown old', () => {
+  it('ends with the response to its next request, which is told so', async () => {
+    await using origin = await Origin.start(() => ok('here'));
+    await using served = await inFrontOf(origin);
+    const client = await served.connect();
+    client.send(get());
+    await readResponse(client);
+    for (const session of served.sessions) session.expire('it is old');
+    assert.ok(!client.ended, 'ended although its client may be about to send');
+    client.send(get());
+    const { head, body } = await readResponse(client);
+    assert.match(head, /\r\nConnection: close\r\n/);
+    assert.equal(body, 'here');
+    await client.rest();
+    client.end();
+    assert.equal((await served.ended()).outcome, 'ok');
+    assert.equal(served.endings[0]?.['requests'], 2);
+  });
+
+  it('is cut off when its response, or its silence, lasts longer than a drain may', async () => {
+    const gate = Promise.withResolvers<void>();
+    await using origin = await Origin.start(async ({ head }) => {
+      if (head.startsWith('GET /slow ')) await gate.promise;
+      return ok('here');
+    });
+    await using served = await inFrontOf(origin, {}, { maxSessionAge: 1, drainTimeout: 50 });
+    const [silent, busy] = [await served.connect(), await served.connect()];
+    silent.send(get());
+    busy.send(get('/slow'));
+    assert.match(
+      (await readResponse(busy)).head,
+      /^HTTP\/1\.1 503 .*\r\nPostern-Error: SESSION_EXPIRED\r\n/s,
+    );
+    await readResponse(silent);
+    await silent.rest();
+    for (const peer of [silent, busy]) peer.end();
+    await served.ended(2);
+    assert.deepEqual(served.reports.map(({ outcome }) => outcome).toSorted(), ['SESSION_EXPIRED', 'ok']);
+    gate.resolve();
+  });
+});
+
 describe('the access log of an HTTP service', () => {
   const requests = (log: string) =>
     log
