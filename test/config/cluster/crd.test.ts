@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { before, describe, it } from 'node:test';
+import { pathToFileURL } from 'node:url';
+import { parse } from 'yaml';
 
 import { crdFile, crdManifest } from '../../../scripts/crd.ts';
 import type { Kubernetes } from '../../support/servers.ts';
@@ -197,6 +199,12 @@ describe('the definition of the resource Configuration', { timeout: 120_000, ski
 
   it('is written from the schemas as they are', async () => {
     assert.equal(await readFile(crdFile, 'utf8'), crdManifest(), 'run `node scripts/crd.ts`');
+  });
+
+  it('takes the example', async () => {
+    const text = await readFile(new URL('example.yaml', pathToFileURL(crdFile)), 'utf8');
+    const { spec } = parse(text) as { spec: object };
+    assert.deepEqual(((await create(spec)) as { spec: object }).spec, spec);
   });
 
   for (const [what, spec] of taken)
