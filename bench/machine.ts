@@ -105,7 +105,8 @@ export function ownTicks(all: readonly ProcessTicks[], roots: readonly number[])
   return sum;
 }
 
-async function processes(): Promise<ProcessTicks[]> {
+/** Every process that there is. */
+export async function processes(): Promise<ProcessTicks[]> {
   const names = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
   const stats = await Promise.all(
     names.map((name) => readFile(`/proc/${name}/stat`, 'utf8').catch(() => undefined)),

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { describe, it } from 'node:test';
 
-import { busyTicks, ownTicks, parseStat, watching } from '../../bench/machine.ts';
+import { busyTicks, ownTicks, parseStat, processes, ticksPerSecond, watching } from '../../bench/machine.ts';
 
 describe('what others do with the machine while something is measured', () => {
   it('reads the times of a process and of its children that have ended, whatever its name holds', () => {
@@ -27,23 +29,26 @@ describe('what others do with the machine while something is measured', () => {
     assert.equal(busyTicks('cpu  1 2 4 1000 2000 4000 8000 8 16 32\ncpu0 1 2 4 0 0 0 0 0 0 0\n'), 15);
   });
 
-  it('does not take its own work for that of others', {
+  it('finds the time of children in /proc, of those that run and of those that have ended', {
     skip: process.platform === 'linux' ? false : 'there is no /proc',
   }, async () => {
-    const work = () => {
-      const end = process.cpuUsage().user + 300_000;
-      while (process.cpuUsage().user < end);
-      return Promise.resolve('done');
-    };
-    // Others may well be busy here: it is compared with what they and this process took together.
-    const [result, around] = await watching(work);
-    assert.equal(result, 'done');
-    assert.ok(around && around.foreignCores >= 0);
-    const [, alone] = await watching(async () => {
-      const before = process.cpuUsage();
-      await work();
-      return process.cpuUsage(before);
+    const burn = 'while (process.cpuUsage().user < 300000);';
+    const seconds = async () => ownTicks(await processes(), [process.pid]) / (await ticksPerSecond());
+    const before = await seconds();
+    const running = spawn(process.execPath, ['-e', `${burn} console.log(); setInterval(() => {}, 1e6)`], {
+      stdio: ['ignore', 'pipe', 'inherit'],
     });
-    assert.ok(alone && Number.isFinite(alone.foreignCores));
+    await once(running.stdout, 'data');
+    const during = await seconds();
+    assert.ok(during - before >= 0.2, `${during - before} seconds`);
+    running.kill();
+    await once(running, 'exit');
+    // Whoever waited for it has its time now.
+    assert.ok((await seconds()) >= during);
+  });
+
+  it('passes on what the work gave', async () => {
+    const [result] = await watching(() => Promise.resolve('done'));
+    assert.equal(result, 'done');
   });
 });

@@ -99,14 +99,15 @@ describe('the verdicts of the benchmark', () => {
     assert.equal(verdictsOn([], [growth(60_000 + 9 * 9000)], [])[0]?.outcome, 'misses');
   });
 
-  it('hold a start to its time and its memory', () => {
-    const start = (ready: number, kibibytes: number) =>
+  it('hold a start to its time and its memory, but not where it waited longer for a core than it ran', () => {
+    const start = (ready: number, cpu: number, kibibytes: number) =>
       verdictsOn(
         [],
         [],
-        [{ title: 'Postern, one service', ready: [ready], cpu: [1], resident: [[kibibytes, 0, 0]] }],
+        [{ title: 'Postern, one service', ready: [ready], cpu: [cpu], resident: [[kibibytes, 0, 0]] }],
       ).map(({ outcome }) => outcome);
-    assert.deepEqual(start(200, 50 * 1024), ['holds', 'holds']);
-    assert.deepEqual(start(300, 70 * 1024), ['misses', 'misses']);
+    assert.deepEqual(start(200, 150, 50 * 1024), ['holds', 'holds']);
+    assert.deepEqual(start(300, 200, 70 * 1024), ['misses', 'misses']);
+    assert.deepEqual(start(900, 200, 50 * 1024), ['cannot tell', 'holds']);
   });
 });
