@@ -34,15 +34,18 @@ export function hurry(): boolean {
   }
 }
 
-/** Makes room for this many open files in this process and all that it starts; false where that is not permitted. */
-export async function allowOpenFiles(count: number): Promise<boolean> {
-  const text = await readFile('/proc/self/limits', 'utf8').catch(() => '');
-  const now = Number(/^Max open files\s+(\d+)/m.exec(text)?.[1]);
-  if (now >= count) return true;
-  const raised = await capture('prlimit', ['--pid', String(process.pid), `--nofile=${count}:${count}`]).catch(
-    () => undefined,
-  );
-  return raised?.code === 0;
+/** Asks for room for this many open files in this process and all that it starts, and says how many it is. */
+export async function allowOpenFiles(count: number): Promise<number> {
+  const now = await openFiles();
+  if (now >= count) return now;
+  // Only with CAP_SYS_RESOURCE, which root in a container need not have.
+  await capture('prlimit', ['--pid', String(process.pid), `--nofile=${count}:${count}`]).catch(() => {});
+  return await openFiles();
+}
+
+async function openFiles(): Promise<number> {
+  const text = await readFile('/proc/self/limits', 'utf8');
+  return Number(/^Max open files\s+(\d+)/m.exec(text)?.[1]);
 }
 
 interface Look {
