@@ -126,8 +126,16 @@ describe('access to a port by user', { timeout: 180_000, skip }, () => {
     assert.match(other.stderr, /is not open to the groups of this process/);
     const program = join(await installPsql(), 'psql');
     const { stdout } = await capture('setpriv', [
-      ...[`--reuid=7`, `--regid=7`, `--groups=9,${STRANGER}`, program, '--no-psqlrc', '-w', '-At'],
-      ...['-c', 'select 2', `${to} user=me dbname=app`],
+      '--reuid=7',
+      '--regid=7',
+      `--groups=9,${STRANGER}`,
+      program,
+      '--no-psqlrc',
+      '-w',
+      '-At',
+      '-c',
+      'select 2',
+      `${to} user=me dbname=app`,
     ]);
     assert.equal(stdout, '2\n');
   });

@@ -5,6 +5,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 
 import { connectors } from '../../src/connectors/index.ts';
+import { Access, type AccessRules } from '../../src/core/access.ts';
 import { canary } from '../support/servers.ts';
 import { type Pace, type Peer, paces, Served, type ServedOptions, until } from '../support/session.ts';
 import { http } from './connectors/http.ts';
@@ -121,6 +122,37 @@ for (const name of Object.keys(connectors)) {
           assert.ok(!told.includes(canary.postgres));
           client.end();
           assert.equal((await both.served.ended()).outcome, 'PROVIDER_FAILED');
+        });
+
+        it('tells a client that access refuses so in its own protocol, and touches nothing upstream', async () => {
+          const rules = { uids: new Set([1]), gids: undefined, executables: undefined };
+          for (const [more, code] of [
+            [{}, 'ACCESS_DENIED'],
+            [{ uids: undefined, maxConnectionsPerPeer: 0 }, 'LIMIT_REACHED'],
+            [{ uids: undefined, loginRate: { perSecond: 1e-9, burst: 0 } }, 'RATE_LIMITED'],
+          ] as const) {
+            const limits = {
+              maxConnectionsPerPeer: undefined,
+              loginRate: undefined,
+              loginRatePerPeer: undefined,
+            };
+            const all: AccessRules = { ...rules, ...limits, ...more };
+            const access = new Access('test', all, undefined, async () => ({
+              uid: 2,
+              gids: undefined,
+              pid: undefined,
+              executables: undefined,
+            }));
+            const upstream = await driver.upstreams.accepting(canary.postgres, pace);
+            await using both = await inFrontOf(name, driver, upstream, { pace, access });
+            const client = await both.served.connect();
+            client.send(driver.hello);
+            driver.assertRefusal(await client.rest());
+            client.end();
+            assert.equal((await both.served.ended()).outcome, code);
+            assert.equal(both.served.fetches, 0);
+            assert.equal(upstream.connections, 0);
+          }
         });
 
         it('shows no byte of a secret to the client or in the log, not even when the server does', async () => {

@@ -5,6 +5,7 @@ import { type SecureContext, TLSSocket, connect as tlsConnect } from 'node:tls';
 import { pino } from 'pino';
 
 import type { ServiceContext } from '../../src/connectors/connector.ts';
+import type { Access } from '../../src/core/access.ts';
 import { Admission } from '../../src/core/admission.ts';
 import { Relays } from '../../src/core/relay.ts';
 import { Secret } from '../../src/core/secret.ts';
@@ -203,6 +204,8 @@ export interface ServedOptions {
   readonly drainTimeout?: number;
   readonly onRotation?: 'keep' | 'drain';
   readonly maxConnections?: number;
+  /** Who may use the port. */
+  readonly access?: Access;
   readonly pace?: Pace;
 }
 
@@ -287,6 +290,7 @@ export class Served implements AsyncDisposable {
         drainTimeout: options.drainTimeout ?? PATIENCE,
         onRotation: options.onRotation ?? 'keep',
         admission: served.admission,
+        access: options.access,
         relay: relays.relay,
         serve: (each) => protocol.serve(each),
         lend: (use, signal, onLent) => source.lend(use, signal, onLent),
