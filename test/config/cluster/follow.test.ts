@@ -155,7 +155,7 @@ async function permit(cluster: Kubernetes, namespace: string, onlyRead: boolean)
 
 const here = await clusterHere();
 
-describe('a configuration in the cluster', { timeout: 180_000, concurrency: 4, skip: !here }, () => {
+describe('a configuration in the cluster', { timeout: 180_000, concurrency: 2, skip: !here }, () => {
   let cluster: Kubernetes;
   before(async () => {
     assert.ok(here);
@@ -299,7 +299,7 @@ describe('a configuration in the cluster', { timeout: 180_000, concurrency: 4, s
 
   it('is waited for at the start as long as it is said, and then the process ends with 1', async (t) => {
     const at = await Scene.make(t, cluster, 'those of the manifest');
-    const missing = await run(at, ['-f', 'k8s:///orders', '--config-timeout', '1s']);
+    const missing = await run(at, ['-f', 'k8s:///orders', '--config-timeout', '8s']);
     assert.equal(missing.code, 1);
     assert.match(missing.stderr, /^k8s:\/\/\/orders: reading it: there is no such Configuration/m);
     assert.match(missing.stdout, /waiting for the configuration in the cluster/);
