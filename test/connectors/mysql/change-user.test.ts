@@ -256,7 +256,7 @@ for (const pace of paces)
     it('ends with an error at the deadline when the server stays silent', async () => {
       await using brokered = await broker(
         letIn(async (server) => void (await server.rest())),
-        { pace, loginTimeout: 400 },
+        { pace, loginTimeout: 2000 },
       );
       const client = await atCommand(brokered);
       client.send(changeUser());

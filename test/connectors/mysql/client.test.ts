@@ -224,7 +224,7 @@ for (const pace of paces)
     it('that never answers hears so at the deadline', async () => {
       await using brokered = await broker(
         greetWith({}, () => {}),
-        { pace, loginTimeout: 300 },
+        { pace, loginTimeout: 2000 },
       );
       const client = await brokered.connect();
       await client.read();

@@ -500,7 +500,7 @@ describe('a login that is cut off', () => {
 
   for (const cut of ['end', 'reset', 'close'] as const)
     it(`by the server (${cut}) after any number of bytes ends in an error, never in silence`, async () => {
-      await using brokered = await broker(whole, { loginTimeout: 2000 });
+      await using brokered = await broker(whole, { loginTimeout: 30_000 });
       const length = packet(0, greeting({ plugin: 'caching_sha2_password' })).length + 46 + 6;
       brokered.fake.cut = cut;
       const codes = new Set<number>();
@@ -512,7 +512,7 @@ describe('a login that is cut off', () => {
     });
 
   it('by the client after any number of bytes leaves nothing behind', async () => {
-    await using brokered = await broker(letIn(), { loginTimeout: 2000 });
+    await using brokered = await broker(letIn(), { loginTimeout: 30_000 });
     const bytes = packet(1, response({ database: 'app' }));
     for (let length = 0; length < bytes.length; length += 1) {
       const client = await brokered.connect();

@@ -408,7 +408,7 @@ for (const pace of paces) {
     });
 
     it('tells a client that is silent inside TLS, too', async () => {
-      await using broker = await open({ localTls, loginTimeout: 300 });
+      await using broker = await open({ localTls, loginTimeout: 2000 });
       const client = await broker.served.connect();
       client.send(sslRequest);
       await client.read(1);
@@ -417,7 +417,7 @@ for (const pace of paces) {
     });
 
     it('ends a client that is silent in the middle of its TLS handshake', async () => {
-      await using broker = await open({ localTls, loginTimeout: 100 });
+      await using broker = await open({ localTls, loginTimeout: 1000 });
       const client = await broker.served.connect();
       client.send(sslRequest);
       await client.read(1);
