@@ -70,7 +70,7 @@ async function whoAmI(port: number): Promise<unknown> {
   return (await ask(port, 'select session_user as who'))['who'];
 }
 
-describe('SIGHUP', { timeout: 240_000 }, () => {
+describe('SIGHUP', { timeout: 600_000 }, () => {
   it('opens a service that is new in the file, and touches no other', async (t) => {
     const at = await scene(t);
     if (!at) return;
