@@ -89,9 +89,7 @@ impl Shared {
         state.waiting += 1;
         let (mut state, _) = self
             .called
-            .wait_timeout_while(state, PATIENCE, |state| {
-                state.work.is_empty() && !state.dismissed
-            })
+            .wait_timeout_while(state, PATIENCE, |state| state.work.is_empty() && !state.dismissed)
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         state.waiting -= 1;
         // Also for one whose patience has just ended: it was counted on.
