@@ -1,6 +1,8 @@
 //! The native half of Postern's relay: what JavaScript can call. src/core/native.ts has the same as types of TypeScript.
 
 #[cfg(target_os = "linux")]
+mod crew;
+#[cfg(target_os = "linux")]
 mod flow;
 #[cfg(target_os = "linux")]
 mod many;

@@ -5,13 +5,28 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::thread::Builder;
 
+use crate::crew::Crew;
 use crate::os::sockets::without_signals;
 use crate::session::{Break, Event, Events, Session, Side, locked};
 
 const BUFFER: usize = 32 * 1024;
-const STACK: usize = 64 * 1024;
+
+/// The threads of all pairs: those that read from clients, and those that read from upstreams.
+pub struct Crews([Crew; 2]);
+
+impl Crews {
+    pub fn new() -> Self {
+        Self([Crew::new("postern-client"), Crew::new("postern-server")])
+    }
+
+    /// No thread waits for another session any more.
+    pub fn dismiss(&self) {
+        for crew in &self.0 {
+            crew.dismiss();
+        }
+    }
+}
 
 /// What the two threads share. The last to leave tells JavaScript.
 struct Pair {
@@ -33,6 +48,7 @@ struct State {
 
 /// Returns what was read before when there are no threads to be had.
 pub fn relay(
+    crews: &Crews,
     session: &Arc<Session>,
     events: &Arc<Events>,
     backlogs: [Vec<u8>; 2],
@@ -49,8 +65,8 @@ pub fn relay(
     // Neither thread touches a socket before it has had this lock: they start both or not at all.
     let mut state = locked(&pair.state);
     let started = without_signals(|| {
-        start(&pair, Side::Client, "postern-client")?;
-        start(&pair, Side::Upstream, "postern-server")?;
+        start(&pair, crews, Side::Client)?;
+        start(&pair, crews, Side::Upstream)?;
         session.socket(Side::Client).set_blocking(true)?;
         session.socket(Side::Upstream).set_blocking(true)
     });
@@ -63,14 +79,9 @@ pub fn relay(
     Ok(())
 }
 
-fn start(pair: &Arc<Pair>, from: Side, name: &str) -> io::Result<()> {
+fn start(pair: &Arc<Pair>, crews: &Crews, from: Side) -> io::Result<()> {
     let pair = Arc::clone(pair);
-    // Not joined: it holds nothing once the end is told, and the module is never unloaded (build.rs).
-    Builder::new()
-        .name(name.into())
-        .stack_size(STACK)
-        .spawn(move || run(pair, from))?;
-    Ok(())
+    crews.0[from as usize].start(Box::new(move || run(pair, from)))
 }
 
 fn run(pair: Arc<Pair>, from: Side) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::many::Many;
-use crate::pair;
+use crate::pair::{self, Crews};
 use crate::session::{Break, Event, Events, Ring, Session, Side};
 
 /// How long threads may take to end when they are told to: longer only if the kernel keeps one in a call that nothing ends.
@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Both kinds of relaying threads, and which session is whose.
 pub struct Relays {
     many: Many,
+    crews: Crews,
     events: Arc<Events>,
     sessions: HashMap<u64, Arc<Session>>,
     /// Sessions that may have two threads each at once, and those that have.
@@ -55,6 +56,7 @@ impl Relays {
         let events = Arc::new(Events::new(ring));
         Ok(Self {
             many: Many::start(Arc::clone(&events))?,
+            crews: Crews::new(),
             events,
             sessions: HashMap::new(),
             dedicated,
@@ -85,7 +87,7 @@ impl Relays {
 
         let mut backlogs = [from_client, from_upstream];
         if self.pairs < self.dedicated {
-            match pair::relay(&session, &self.events, backlogs) {
+            match pair::relay(&self.crews, &session, &self.events, backlogs) {
                 Ok(()) => {
                     self.pairs += 1;
                     return Ok(id);
@@ -157,6 +159,7 @@ impl Relays {
             session.close();
         }
         self.many.stop();
+        self.crews.dismiss();
         let end = Instant::now() + PATIENCE;
         loop {
             self.reports = self.take();

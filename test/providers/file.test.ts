@@ -1,6 +1,15 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
@@ -15,6 +24,15 @@ function write(name: string, content: string | Buffer): string {
   const path = join(folder, name);
   writeFileSync(path, content);
   return path;
+}
+
+/** What a descriptor is of; it may be closed by now. */
+function targetOf(link: string): string {
+  try {
+    return readlinkSync(link);
+  } catch {
+    return '';
+  }
 }
 
 describe('the provider "file"', () => {
@@ -103,6 +121,22 @@ describe('the provider "file"', () => {
   it('reads files whose size is not known beforehand', { skip: process.platform !== 'linux' }, async () => {
     const [version] = await texts(open('file'), '/proc/self/status');
     assert.match(version ?? '', /^Name:/);
+  });
+
+  it('leaves no descriptor open, whatever a file is like', {
+    skip: process.platform !== 'linux',
+  }, async () => {
+    const large = write('closed-large', Buffer.alloc(1024 * 1024 + 1));
+    for (const path of [write('closed', 'value'), large, folder, '/proc/self/status'])
+      await open('file')
+        .fetch([path], never)
+        .catch(() => {});
+    const targets = readdirSync('/proc/self/fd').map((fd) => targetOf(`/proc/self/fd/${fd}`));
+    assert.ok(targets.length > 2);
+    assert.deepEqual(
+      targets.filter((target) => target.startsWith(folder) || target.endsWith('/status')),
+      [],
+    );
   });
 
   it('says what is wrong with a reference before it is used', () => {
