@@ -125,7 +125,7 @@ class NativeRelay implements Relay {
 
   constructor(handle: NativeHandle, idleTimeout: number) {
     this.#handle = handle;
-    this.done = this.#untilDone();
+    this.done = handle.ended.then(({ side }) => this.#ended(side));
     if (idleTimeout > 0)
       this.#stopWatch = watchSilence(
         idleTimeout,
@@ -156,8 +156,7 @@ class NativeRelay implements Relay {
     this.#handle.close();
   }
 
-  async #untilDone(): Promise<RelayEnd> {
-    const { side } = await this.#handle.ended;
+  #ended(side: 'none' | 'client' | 'upstream'): RelayEnd {
     clearTimeout(this.#patience);
     this.#stopWatch?.();
     if (this.#end !== undefined) return this.#end;

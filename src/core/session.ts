@@ -295,7 +295,8 @@ export class ClientSession implements Session {
     }
   }
 
-  async relay(client: Socket, upstream: Socket, { watch, follow }: RelayWays = {}): Promise<void> {
+  /** No async function: what such a one has in its hands stays in memory for as long as the session. */
+  relay(client: Socket, upstream: Socket, { watch, follow }: RelayWays = {}): Promise<void> {
     this.#clearDeadline();
     this.#tellLogin((this.#loggedIn = performance.now()));
     const { idleTimeout, maxSessionAge, onRotation } = this.#service;
@@ -305,8 +306,7 @@ export class ClientSession implements Session {
     if (this.#stopped) this.#relay.close();
     if (this.#expiry !== undefined) this.expire(this.#expiry);
     if (this.#leaving) this.leave();
-    const end = await this.#relay.done;
-    if (end !== 'done') throw brokenRelay(end);
+    return this.#relay.done.then(orderly);
   }
 
   /** Finds out who the client is. That it may not be served is told by the connector, in the client's protocol. */
@@ -435,6 +435,10 @@ function expiryOf(why: Retirement): string {
 
 function shutdown(): PosternError {
   return new PosternError('SHUTDOWN', 'Postern is shutting down');
+}
+
+function orderly(end: RelayEnd): void {
+  if (end !== 'done') throw brokenRelay(end);
 }
 
 function brokenRelay(end: Exclude<RelayEnd, 'done'>): PosternError {

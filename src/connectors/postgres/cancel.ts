@@ -30,7 +30,9 @@ export class CancelKeys {
   /** A key for a client; protocol 3.0 knows keys of 4 bytes only, 3.2 has 32. Disposing it forgets it. */
   issue(real: BackendKey, server: Target, minor: number): Disposable & { readonly given: BackendKey } {
     const given = { pid: real.pid, key: randomBytes(minor >= 2 ? 32 : 4) };
-    const entry: Entry = { given, real, server, underWay: undefined, waiting: undefined };
+    // A copy: what it was read from is a part of a bigger buffer.
+    const own = { pid: real.pid, key: Buffer.from(real.key) };
+    const entry: Entry = { given, real: own, server, underWay: undefined, waiting: undefined };
     const entries = this.#byPid.get(real.pid) ?? new Set();
     this.#byPid.set(real.pid, entries.add(entry));
     const forget = () => {

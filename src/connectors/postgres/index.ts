@@ -1,3 +1,5 @@
+import type { Socket } from 'node:net';
+
 import type { Credentials } from '../../core/credentials.ts';
 import { PosternError } from '../../core/errors.ts';
 import type { Probe, Session } from '../../core/session.ts';
@@ -58,42 +60,64 @@ function open(settings: Settings): Protocol {
   };
 }
 
-async function serve(session: Session, settings: Settings): Promise<void> {
-  const client = new Client(session);
-  try {
-    const hello = await client.readHello(session.deadline('the start-up message'));
-    if (hello.kind === 'cancel') {
-      const known = await cancelKeys.forward(
-        hello.target,
-        settings.connectTimeout,
-        session.deadline('the cancel request'),
-      );
-      session.note({ cancel: known ? 'forwarded' : 'unknown key' });
-      client.end();
-      return;
-    }
-    await logInLocally(session, client, hello);
-    session.admit();
-    const loggedIn = await session.withCredentials(async (credentials, signal) => {
-      const request = startupRequest(hello, settings, pinnedParameters(settings, credentials));
-      session.note(described(hello, request));
-      return await logIn(request, settings, credentials, signal);
-    });
-    session.note(loginFacts({ ...loggedIn, address: loggedIn.reached.address }));
+/** What is left of a login when the relay begins. */
+interface Way {
+  readonly client: Socket;
+  readonly upstream: Socket;
+  readonly cancelKey: Disposable | undefined;
+}
 
-    using cancelKey =
-      loggedIn.backendKey && cancelKeys.issue(loggedIn.backendKey, loggedIn.reached, hello.minor);
-    // A client that has logged in here has heard it then.
-    const negotiation = session.localLogin ? [] : negotiationOf(hello);
-    client.socket.write(
-      Buffer.concat([...negotiation, greetingFor(loggedIn, cancelKey && encodeBackendKey(cancelKey.given))]),
+/** No async function: what such a one has in its hands stays in memory while it waits, for thousands of idle sessions. */
+function serve(session: Session, settings: Settings): Promise<void> {
+  const client = new Client(session);
+  return reachServer(session, client, settings)
+    .then((way) => way && relay(session, way))
+    .catch((thrown: unknown) => {
+      const error = PosternError.from(thrown);
+      client.refuse(error);
+      throw error;
+    });
+}
+
+function relay(session: Session, { client, upstream, cancelKey }: Way): Promise<void> {
+  const follow = followerOf(session.id);
+  return session.relay(client, upstream, { follow }).finally(() => cancelKey?.[Symbol.dispose]());
+}
+
+function followerOf(id: string): () => IdleFollower {
+  return () => new IdleFollower(id);
+}
+
+/** Undefined for a cancel request, which is over then. */
+async function reachServer(session: Session, client: Client, settings: Settings): Promise<Way | undefined> {
+  const hello = await client.readHello(session.deadline('the start-up message'));
+  if (hello.kind === 'cancel') {
+    const known = await cancelKeys.forward(
+      hello.target,
+      settings.connectTimeout,
+      session.deadline('the cancel request'),
     );
-    await session.relay(client.socket, loggedIn.socket, { follow: () => new IdleFollower(session.id) });
-  } catch (thrown) {
-    const error = PosternError.from(thrown);
-    client.refuse(error);
-    throw error;
+    session.note({ cancel: known ? 'forwarded' : 'unknown key' });
+    client.end();
+    return undefined;
   }
+  await logInLocally(session, client, hello);
+  session.admit();
+  const loggedIn = await session.withCredentials(async (credentials, signal) => {
+    const request = startupRequest(hello, settings, pinnedParameters(settings, credentials));
+    session.note(described(hello, request));
+    return await logIn(request, settings, credentials, signal);
+  });
+  session.note(loginFacts({ ...loggedIn, address: loggedIn.reached.address }));
+
+  const cancelKey =
+    loggedIn.backendKey && cancelKeys.issue(loggedIn.backendKey, loggedIn.reached, hello.minor);
+  // A client that has logged in here has heard it then.
+  const negotiation = session.localLogin ? [] : negotiationOf(hello);
+  client.socket.write(
+    Buffer.concat([...negotiation, greetingFor(loggedIn, cancelKey && encodeBackendKey(cancelKey.given))]),
+  );
+  return { client: client.socket, upstream: loggedIn.socket, cancelKey };
 }
 
 /** `parameters.set` of the configuration, and credentials that are no part of the connection itself. */
