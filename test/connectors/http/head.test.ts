@@ -487,7 +487,7 @@ describe('the head of a request', () => {
     const bytes = Buffer.from('GET / HTTP/1.0\r\nX-A: 1\r\n\r\n');
     parseRequest(bytes, 0, bytes.length, fresh, requests, MAX);
     const inForce = (each: Head) => ({
-      ...each,
+      ...Object.fromEntries(Object.entries(each)),
       cut: each.cut.subarray(0, each.cuts),
       nominated: each.nominated.subarray(0, each.nominations),
     });

@@ -13,7 +13,7 @@ const canary = 'KUBE-CANARY-\x00\xff-1';
 
 /** Waits until `probe` holds; fails after ten seconds. */
 async function until(what: string, probe: () => boolean | Promise<boolean>): Promise<void> {
-  for (const end = Date.now() + 10_000; !(await probe()); ) {
+  for (const end = Date.now() + 60_000; !(await probe()); ) {
     assert.ok(Date.now() < end, what);
     await new Promise((later) => setTimeout(later, 20));
   }
