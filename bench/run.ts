@@ -19,13 +19,15 @@ const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WOR
   keeps it in bench/results.
     --quick      one cold round of one second, fewer rows: under a minute
     --rounds N   how often everything is measured; default 5
-    --seconds N  how long each pgbench runs; default 5
+    --seconds N  how long each of them runs; default 5, of HTTP's 2
     --only WORD  only rows whose name contains the word; may be repeated
 `;
 
 interface Plan {
   readonly rounds: number;
   readonly seconds: number;
+  /** The same for HTTP, which has many rows and long warm-ups. */
+  readonly httpSeconds: number;
   readonly only: readonly string[];
   /** One cold round, to see that it works. */
   readonly quick: boolean;
@@ -39,6 +41,10 @@ interface Contest {
   readonly id: string;
   readonly title: string;
   readonly unit: string;
+  /** Seconds for which Postern does this before it counts; default 1. */
+  readonly warmUp?: number;
+  /** Seconds of each measurement, where they are not the plan's. */
+  readonly seconds?: number;
   /** Who takes part, `direct` first. */
   readonly entrants: readonly Entrant[];
 }
@@ -169,7 +175,7 @@ function mysqlContests(cast: MySqlCast, { resultMegabytes, quick, only }: Plan):
   ];
 }
 
-function httpContests(cast: HttpCast, { quick, only }: Plan): Contest[] {
+function httpContests(cast: HttpCast, { quick, only, httpSeconds }: Plan): Contest[] {
   const row = (
     id: string,
     title: string,
@@ -179,6 +185,9 @@ function httpContests(cast: HttpCast, { quick, only }: Plan): Contest[] {
     id,
     title: `HTTP, ${title}, ${load.connections} ${load.connections === 1 ? 'connection' : 'connections'}`,
     unit: 'requests/s',
+    seconds: httpSeconds,
+    // V8 compiles what has run for tens of thousands of requests, which these rows take longer to make.
+    warmUp: field === cast.tls || load.close ? 10 : 6,
     entrants: entrants(field, (candidate, seconds) => cast.load(candidate, { ...load, seconds })),
   });
   const few = [
@@ -204,7 +213,8 @@ async function warmUp(chosen: readonly Contest[]): Promise<void> {
   // What is compiled while it runs needs it most; the others once, for the caches of the server.
   for (const [i, contest] of chosen.entries())
     for (const { name, measure } of contest.entrants)
-      if (name === 'Postern' || name === 'relay' || i === 0) await measure(1);
+      if (name === 'Postern' || name === 'relay') await measure(contest.warmUp ?? 1);
+      else if (i === 0) await measure(1);
 }
 
 /** Everything once, a round at a time; the order of the candidates is reversed from one round to the next. */
@@ -212,10 +222,10 @@ async function compete(chosen: readonly Contest[], plan: Plan): Promise<Row[]> {
   const samples = new Map(chosen.map(({ id }) => [id, {} as Record<string, Sample[]>]));
   if (!plan.quick) await warmUp(chosen);
   for (let round = 1; round <= plan.rounds; round += 1)
-    for (const { id, title, unit, entrants: all } of chosen) {
+    for (const { id, title, unit, seconds = plan.seconds, entrants: all } of chosen) {
       const told: string[] = [];
       for (const { name, measure } of round % 2 === 1 ? all : all.toReversed()) {
-        const sample = await measure(plan.seconds);
+        const sample = await measure(seconds);
         ((samples.get(id) ?? {})[name] ??= []).push(sample);
         told.push(`${name} ${Math.round(sample.value)}`);
       }
@@ -272,12 +282,14 @@ function plan(words: readonly string[]): Plan | string {
     if (values.help) return '';
     const rounds = Number(values.rounds ?? (values.quick ? 1 : 5));
     const seconds = Number(values.seconds ?? (values.quick ? 1 : 5));
+    const httpSeconds = Number(values.seconds ?? (values.quick ? 1 : 2));
     for (const [name, number] of Object.entries({ rounds, seconds }))
       if (!Number.isInteger(number) || number < 1 || number > 1000)
         return `--${name} is a whole number from 1 to 1000`;
     return {
       rounds,
       seconds,
+      httpSeconds,
       only: values.only ?? [],
       quick: values.quick,
       megabytes: values.quick ? 50 : 200,
