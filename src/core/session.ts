@@ -31,8 +31,11 @@ export interface Session {
    */
   deadline(step: string): AbortSignal;
 
-  /** Aborts when Postern ends the session (the end of a drain): for a connector that carries the bytes itself. */
-  readonly ended: AbortSignal;
+  /**
+   * Calls `tell` when Postern ends the session (the end of a drain), in place of what it was to call before: for a connector
+   * that carries the bytes itself.
+   */
+  whenEnded(tell: (error: PosternError) => void): void;
 
   /** Says how many bytes a connector that does not use `relay` has carried so far. */
   meter(read: () => CarriedBytes): void;
@@ -152,7 +155,7 @@ export class ClientSession implements Session {
   #deadline: Deadline | undefined;
   #relay: Relay | undefined;
   #meter: (() => CarriedBytes) | undefined;
-  #ended: AbortController | undefined;
+  #tellEnded: ((error: PosternError) => void) | undefined;
   #stopped = false;
   #expired: string | undefined;
   /** Of the credentials that the session has logged in with. */
@@ -197,10 +200,9 @@ export class ClientSession implements Session {
     return this.#relay?.bytes ?? this.#meter?.() ?? { fromClient: 0, fromUpstream: 0 };
   }
 
-  get ended(): AbortSignal {
-    this.#ended ??= new AbortController();
-    if (this.#stopped) this.#ended.abort(shutdown());
-    return this.#ended.signal;
+  whenEnded(tell: (error: PosternError) => void): void {
+    this.#tellEnded = tell;
+    if (this.#stopped) process.nextTick(tell, shutdown());
   }
 
   meter(read: () => CarriedBytes): void {
@@ -212,7 +214,7 @@ export class ClientSession implements Session {
     this.#stopped = true;
     this.#relay?.close();
     this.#deadline?.abort(shutdown());
-    this.#ended?.abort(shutdown());
+    this.#tellEnded?.(shutdown());
   }
 
   admit(): void {
