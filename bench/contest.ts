@@ -5,6 +5,8 @@ import type { Row, Sample } from './rows.ts';
 export interface Plan {
   readonly rounds: number;
   readonly seconds: number;
+  /** The same for HTTP, which has many rows and long warm-ups. */
+  readonly httpSeconds: number;
   readonly only: readonly string[];
   /** One cold round, to see that it works. */
   readonly quick: boolean;
@@ -31,6 +33,10 @@ export interface Contest {
   readonly unit: string;
   /** What ends the growth of its numbers, in a sentence. */
   readonly limit?: string;
+  /** Seconds for which Postern does this before it counts; default 1. */
+  readonly warmUp?: number;
+  /** Seconds of each measurement, where they are not the plan's. */
+  readonly seconds?: number;
   /** Who takes part, `direct` first. */
   readonly entrants: readonly Entrant[];
 }
@@ -76,10 +82,10 @@ export async function compete(
   const samples = new Map(chosen.map(({ id }) => [id, {} as Record<string, Sample[]>]));
   if (!plan.quick) await warmUp(chosen, say);
   for (let round = 1; round <= plan.rounds; round += 1)
-    for (const { id, title, unit, entrants: all } of chosen) {
+    for (const { id, title, unit, seconds = plan.seconds, entrants: all } of chosen) {
       const told: string[] = [];
       for (const { name, measure } of round % 2 === 1 ? all : all.toReversed()) {
-        const [sample, around] = await watching(() => measure(plan.seconds));
+        const [sample, around] = await watching(() => measure(seconds));
         ((samples.get(id) ?? {})[name] ??= []).push({ ...sample, ...around });
         told.push(`${name} ${Math.round(sample.value)}`);
       }
@@ -101,7 +107,8 @@ async function warmUp(chosen: readonly Contest[], say: (line: string) => void): 
   say('warming up');
   for (const [i, contest] of chosen.entries())
     for (const { name, measure } of contest.entrants)
-      if (i === 0 || (compiled.includes(name) && !alikeBefore(chosen, i))) await measure(1);
+      if (i === 0 || (compiled.includes(name) && !alikeBefore(chosen, i)))
+        await measure(name === 'Postern' ? (contest.warmUp ?? 1) : 1);
 }
 
 /** Whether the same kind of work was warmed up before: its rows differ in the number of clients alone. */

@@ -33,7 +33,7 @@ const usage = `npm run bench -- [--quick] [--rounds N] [--seconds N] [--only WOR
   the tables and keeps them in bench/results.
     --quick      one cold round of one second, fewer rows: less than 90 seconds
     --rounds N   how often everything is measured; default 5
-    --seconds N  how long each run of a load takes; default 1
+    --seconds N  how long each run of a load takes; default 1, of HTTP's 2
     --only WORD  only the rows of a section (database, mysql, http, start), rows whose name begins
                  with the word, or rows of PostgreSQL that have it anywhere; may be repeated
     --record     puts the tables of each section that was measured whole into docs/performance.md
@@ -121,7 +121,7 @@ function mysqlContests(cast: MySqlCast, { megabytes, quick, only }: Plan): Conte
   ];
 }
 
-function httpContests(cast: HttpCast, { quick, only }: Plan): Contest[] {
+function httpContests(cast: HttpCast, { quick, only, httpSeconds }: Plan): Contest[] {
   const row = (
     id: string,
     title: string,
@@ -131,6 +131,9 @@ function httpContests(cast: HttpCast, { quick, only }: Plan): Contest[] {
     id,
     title: `HTTP, ${title}, ${load.connections} ${load.connections === 1 ? 'connection' : 'connections'}`,
     unit: 'requests/s',
+    seconds: httpSeconds,
+    // V8 compiles what has run for tens of thousands of requests, which these rows take longer to make.
+    warmUp: field === cast.tls || load.close ? 10 : 6,
     entrants: entrants(field, (candidate, seconds) => cast.load(candidate, { ...load, seconds })),
   });
   const few = [
@@ -181,6 +184,7 @@ function plan(words: readonly string[]): Plan | string {
     if (values.help) return '';
     const rounds = Number(values.rounds ?? (values.quick ? 1 : 5));
     const seconds = Number(values.seconds ?? 1);
+    const httpSeconds = Number(values.seconds ?? (values.quick ? 1 : 2));
     for (const [name, number] of Object.entries({ rounds, seconds }))
       if (!Number.isInteger(number) || number < 1 || number > 1000)
         return `--${name} is a whole number from 1 to 1000`;
@@ -188,6 +192,7 @@ function plan(words: readonly string[]): Plan | string {
     return {
       rounds,
       seconds,
+      httpSeconds,
       only: values.only ?? [],
       quick: values.quick,
       record: values.record,

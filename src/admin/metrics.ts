@@ -419,6 +419,20 @@ export class Metrics {
         ['rejected', replays],
       ],
     );
+    this.registry.lookup(
+      'counter',
+      {
+        name: 'postern_http_blind_tunnels_total',
+        help: 'Tunnels (CONNECT) to servers without a rule, that nobody looks into.',
+        labels: ['service'],
+      } as const,
+      function* () {
+        for (const service of live.services()) {
+          const requests = totals(service);
+          if (requests) yield [{ service: service.name }, requests.tunnelsBlind];
+        }
+      },
+    );
   }
 }
 
@@ -435,5 +449,6 @@ function total(all: readonly RequestCounters[]): RequestCounters {
     upstreamReused: sum((each) => each.upstreamReused),
     retries: sum((each) => each.retries),
     replays: sum((each) => each.replays),
+    tunnelsBlind: sum((each) => each.tunnelsBlind),
   };
 }

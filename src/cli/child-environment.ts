@@ -304,6 +304,7 @@ const replacing = [
   'PIP_CERT',
   'AWS_CA_BUNDLE',
   'CARGO_HTTP_CAINFO',
+  'npm_config_cafile',
 ] as const;
 
 /** The variables by which HTTP clients find the authorities that they are to trust. */

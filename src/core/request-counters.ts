@@ -11,4 +11,6 @@ export interface RequestCounters {
   /** Requests sent once more because the connection was stale, and because the credential was rejected. */
   readonly retries: number;
   readonly replays: number;
+  /** Tunnels (CONNECT) that nobody looks into, once the server was reached. */
+  readonly tunnelsBlind: number;
 }

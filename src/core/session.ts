@@ -36,10 +36,10 @@ export interface Session {
   deadline(step: string): AbortSignal;
 
   /**
-   * Aborts when Postern ends the session (the end of a drain, or of the time that an expired one gets): for a connector that
-   * carries the bytes itself.
+   * Calls `tell` when Postern ends the session (the end of a drain, or of the time that an expired one gets), in place of what
+   * it was to call before: for a connector that carries the bytes itself.
    */
-  readonly ended: AbortSignal;
+  whenEnded(tell: (error: PosternError) => void): void;
 
   /** The session is older than it may grow: a connector that carries the bytes itself ends it at its next rest. */
   readonly expired: boolean;
@@ -168,7 +168,7 @@ export class ClientSession implements Session {
   #deadline: Deadline | undefined;
   #relay: Relay | undefined;
   #meter: (() => CarriedBytes) | undefined;
-  #ended: AbortController | undefined;
+  #tellEnded: ((error: PosternError) => void) | undefined;
   #stopped = false;
   #leaving = false;
   #followed = false;
@@ -222,10 +222,9 @@ export class ClientSession implements Session {
     return this.#relay?.bytes ?? this.#meter?.() ?? { fromClient: 0, fromUpstream: 0 };
   }
 
-  get ended(): AbortSignal {
-    this.#ended ??= new AbortController();
-    if (this.#stopped) this.#ended.abort(shutdown());
-    return this.#ended.signal;
+  whenEnded(tell: (error: PosternError) => void): void {
+    this.#tellEnded = tell;
+    if (this.#stopped) process.nextTick(tell, shutdown());
   }
 
   get expired(): boolean {
@@ -241,7 +240,7 @@ export class ClientSession implements Session {
     this.#stopped = true;
     this.#relay?.close();
     this.#deadline?.abort(shutdown());
-    this.#ended?.abort(shutdown());
+    this.#tellEnded?.(shutdown());
   }
 
   /**
@@ -332,7 +331,7 @@ export class ClientSession implements Session {
     const expired = new PosternError('SESSION_EXPIRED', why);
     clearTimeout(this.#patience);
     if (this.#relay) this.#relay.retire(expired, drainTimeout);
-    else this.#patience = setTimeout(() => this.#ended?.abort(expired), drainTimeout).unref();
+    else this.#patience = setTimeout(() => this.#tellEnded?.(expired), drainTimeout).unref();
   }
 
   #noteTenure({ versions, generation, leases }: Tenure): void {

@@ -53,6 +53,7 @@ export function operation(metrics: Metrics, ledger: Ledger): Operation {
     upstreamReused: 4,
     retries: 0,
     replays: 0,
+    tunnelsBlind: 0,
   };
   const services = [
     service({ name: 'orders-db', leases, source: { ...base, leases } }),

@@ -16,6 +16,7 @@ function scraped(): string[][] {
     upstreamReused: 1,
     retries: 1,
     replays: 1,
+    tunnelsBlind: 1,
   };
   const live = {
     name: 'db',

@@ -161,7 +161,7 @@ async function scene(t: TestContext, config: object = {}, limits: object = {}) {
   return { postern, port, quick, connections, asked };
 }
 
-describe('an HTTP service whose clients are slow on purpose', { timeout: 120_000 }, () => {
+describe('an HTTP service whose clients are slow on purpose', { timeout: 400_000 }, () => {
   it(`has ${SLOW} of them read a few bytes of a large body now and then: memory is bounded, others are served`, async (t) => {
     const at = await scene(t);
     if (!at) return;

@@ -1,7 +1,7 @@
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 
 import { allowDirectWrites, handleOf, learnToWrite } from './direct.ts';
-import { SocketWire, takeOver } from './wire.ts';
+import { readInto, SocketWire } from './wire.ts';
 
 /** How accepted sockets are read, and all are written to: by whatever was found to work, or by a way that is asked for. */
 export type Reading = 'auto' | 'onread' | 'data';
@@ -30,10 +30,9 @@ export async function tryAccelerating(): Promise<boolean> {
 export function attachAccepted(wire: SocketWire, socket: Socket, how: Reading): void {
   const fit =
     !('encrypted' in socket) && socket.readableLength === 0 && !socket.destroyed && !socket.readableEnded;
-  if (fit && (how === 'onread' || (how === 'auto' && works))) {
-    const taken = takeOver(socket, wire.onread);
-    wire.attach(taken, false, handleOf);
-  } else wire.attach(socket, true, how === 'data' ? undefined : handleOf);
+  if (fit && (how === 'onread' || (how === 'auto' && works)) && readInto(socket, wire.onread))
+    wire.attach(socket, false, handleOf);
+  else wire.attach(socket, true, how === 'data' ? undefined : handleOf);
 }
 
 async function attempt(): Promise<void> {
@@ -52,7 +51,8 @@ async function attempt(): Promise<void> {
     });
     sockets.push(accepted);
     try {
-      wire.attach(takeOver(accepted, wire.onread), false);
+      if (!readInto(accepted, wire.onread)) throw new Error('Node.js has other names');
+      wire.attach(accepted, false);
     } catch (error) {
       reject(error as Error);
     }

@@ -48,6 +48,8 @@ const spareRoom: Buffer[] = [];
 const MOST_SPARE_ROOM = 32;
 /** How long a client may take to read the end of a connection that is closed, in milliseconds. */
 const CLOSING = 30_000;
+/** How long one to which all has been sent may take to close its side. */
+const LINGER = 1000;
 
 const VERSION = Buffer.from(' HTTP/1.1\r\n');
 const CRLF = Buffer.from('\r\n');
@@ -149,7 +151,7 @@ export class Client implements WireUser, Timed {
     this.done = this.#settled.promise;
     this.#due = clock.now + front.first.loginTimeout;
     clock.add(this);
-    session.ended.addEventListener('abort', () => this.#end(session.ended.reason as PosternError));
+    session.whenEnded((error) => this.#end(error));
     session.meter(() => ({ fromClient: this.#fromClient, fromUpstream: this.fromUpstream }));
   }
 
@@ -837,7 +839,7 @@ export class Client implements WireUser, Timed {
     this.#phase = CLOSED;
     this.#held = undefined;
     this.#leaveRoom();
-    this.#due = clock.now + CLOSING;
+    this.#due = clock.now + (this.wire.backlog() === 0 ? LINGER : CLOSING);
     this.wire.endLingering();
   }
 

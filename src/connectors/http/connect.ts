@@ -72,13 +72,18 @@ async function within<T>(socket: Socket, step: Promise<T>): Promise<T> {
   }
 }
 
-/** A tunnel that nobody looks into. `permits` is asked about the addresses of the server. */
-export function blindTunnel(target: Authority, permits: (address: string) => boolean): Tunnel {
+/** A tunnel that nobody looks into. `permits` is asked about the addresses of the server, `opened` is told when it is there. */
+export function blindTunnel(
+  target: Authority,
+  permits: (address: string) => boolean,
+  opened: () => void,
+): Tunnel {
   return async (socket, session) => {
     session.note({ connect: 'tunnelled', host: target.host });
     const upstream = await told(socket, session, async (signal) => {
       return (await dial({ kind: 'tcp', ...target }, signal, { permits })).socket;
     });
+    opened();
     socket.write(ESTABLISHED);
     await session.relay(socket, upstream);
   };

@@ -9,6 +9,7 @@ export class Counters implements RequestCounters {
   upstreamReused = 0;
   retries = 0;
   replays = 0;
+  tunnelsBlind = 0;
 
   failed(code: ErrorCode): void {
     this.failures.set(code, (this.failures.get(code) ?? 0) + 1);

@@ -1,8 +1,8 @@
 import type { Socket } from 'node:net';
 
 // A write to a Node socket that the kernel takes at once, as it does nearly always, passes a stream that queues nothing,
-// makes an object in C++ for a completion that nobody waits for, and a tick for a callback that nobody gave. That is a
-// sixth of what a small request costs. The handle beneath the socket takes bytes as well, and one request object serves
+// makes an object in C++ for a completion that nobody waits for, and a tick for a callback that nobody gave. That is about
+// an eighth at most of what a small request costs. The handle beneath the socket takes bytes as well, and one request object serves
 // for all writes that complete at once. None of it is documented: it is tried out at the start (see accelerator.ts), and
 // where it does not work as described here, sockets are written to by their streams.
 

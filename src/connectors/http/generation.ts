@@ -93,9 +93,9 @@ function sameTls(a: UpstreamTls, b: UpstreamTls): boolean {
 
 /**
  * The secret part of what is added: of a header its value without the scheme in front (`Bearer`), of a query its values;
- * of Basic also what it encodes. They are copies, to be wiped.
+ * of Basic also what it encodes; of a signer what it shows. They are copies, to be wiped.
  */
-function needlesOf({ headers, query }: Injection): Needle[] {
+function needlesOf({ headers, query, shown = [] }: Injection): Needle[] {
   const found: Needle[] = [];
   const add = (bytes: Buffer): boolean => {
     if (bytes.length < SHORTEST_NEEDLE) return false;
@@ -123,5 +123,6 @@ function needlesOf({ headers, query }: Injection): Needle[] {
     add(query.subarray(query.indexOf(0x3d, at) + 1, end));
     at = end + 1;
   }
+  for (const value of shown) add(value);
   return found;
 }

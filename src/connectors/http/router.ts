@@ -137,7 +137,9 @@ export class ListenerFront implements Front {
     const permits = (address: string) => mayReach(address, authority.host, 'by pattern');
     if (intercept?.unmatched !== 'tunnel' || localityOfHost(authority.host) !== undefined)
       throw nobody(this.#forward, `CONNECT to ${authority.host}`);
-    return blindTunnel(authority, permits);
+    return blindTunnel(authority, permits, () => {
+      this.first.counters.tunnelsBlind += 1;
+    });
   }
 }
 

@@ -1,4 +1,4 @@
-import { Socket } from 'node:net';
+import type { Socket } from 'node:net';
 
 import { saveLastWords } from '../../core/last-words.ts';
 import { endLingering } from '../../core/socket.ts';
@@ -18,7 +18,10 @@ export interface Wire {
   resume(): void;
   /** Half-closes after what was put. */
   end(): void;
-  /** Ends after what was put, and goes on reading for a while so that the peer's kernel does not throw it away. */
+  /**
+   * Ends after what was put, and goes on reading so that the peer's kernel does not throw it away. Whoever calls it
+   * destroys the wire of a peer that takes too long.
+   */
   endLingering(): void;
   /** Closes at once; as a reset where the transport has one, so that what came so far does not look whole. */
   reset(): void;
@@ -100,6 +103,8 @@ export class SocketWire implements Wire {
   /** A write still refers to the lease: the next read needs another one. */
   #leaseTaken = false;
   #bulk = false;
+  /** The socket reads into our buffers. */
+  #direct = false;
   /** The socket asks for a buffer behind a read, and not for its first. */
   #hasRead = false;
 
@@ -109,7 +114,7 @@ export class SocketWire implements Wire {
 
   /**
    * Makes a socket read into our buffers instead of a new one for each read: given to `net.connect`, which documents it,
-   * or to a socket that takes over the handle of another.
+   * or told to an open socket (`readInto`).
    */
   readonly onread = {
     buffer: (): Buffer => {
@@ -136,6 +141,7 @@ export class SocketWire implements Wire {
   attach(socket: Socket, pushed: boolean, find?: FindHandle): void {
     this.#socket = socket;
     this.#find = find;
+    this.#direct = !pushed;
     socket.on('error', ignore);
     socket.on('end', this.#ended);
     socket.on('close', this.#closed);
@@ -228,7 +234,8 @@ export class SocketWire implements Wire {
     const socket = this.#socket;
     if (socket === undefined || socket.destroyed) return;
     if (this.backlog() === 0) {
-      endLingering(socket);
+      socket.resume();
+      if (!socket.writableEnded) socket.end();
       return;
     }
     socket.end();
@@ -249,14 +256,14 @@ export class SocketWire implements Wire {
 
   /** Gives the socket back, at rest (to be resumed), with `unread` in front of what is still to come. The wire is of no use any more. */
   detach(unread: Buffer): Socket {
-    const wired = this.#socket as Socket;
-    wired.pause();
-    wired.off('end', this.#ended);
-    wired.off('close', this.#closed);
-    wired.off('drain', this.#drained);
-    wired.off('data', this.#data);
+    const socket = this.#socket as Socket;
+    socket.pause();
+    socket.off('end', this.#ended);
+    socket.off('close', this.#closed);
+    socket.off('drain', this.#drained);
+    socket.off('data', this.#data);
     this.#leave();
-    const socket = takenOver.has(wired) ? handBack(wired) : wired;
+    if (this.#direct) readIntoStream(socket);
     if (unread.length > 0) socket.unshift(unread);
     return socket;
   }
@@ -346,38 +353,54 @@ function copied(bytes: Buffer, from: number, to: number): Buffer {
   return Buffer.from(bytes.subarray(from, to));
 }
 
-/** Sockets that have the handle of another one. */
-const takenOver = new WeakSet<Socket>();
+/** Node's names for what `onread` of `net.connect` sets. */
+interface Names {
+  readonly buffer: symbol;
+  readonly callback: symbol;
+  readonly generator: symbol;
+}
 
-type WithHandle = { _handle: unknown };
+/** What of the handle beneath a socket is needed. */
+interface ReadHandle {
+  /** Reads into this buffer from now on, instead of a new one for each read. */
+  useUserBuffer?(buffer: Buffer): void;
+}
+
+let names: Names | undefined;
 
 /**
- * A socket that reads into the buffers of `onread`, in place of an accepted one, which cannot be told to. Node documents
- * `onread` only for connections that it makes; so whether this works is tried out at the start (see `canTakeOver`).
+ * Has an open socket read into the buffers of `onread`. Node documents `onread` only for connections that it makes, and
+ * keeps it in the socket by names of its own; so whether this works for accepted ones is tried out at the start
+ * (accelerator.ts). Returns false where the names are others.
  */
-export function takeOver(socket: Socket, onread?: SocketWire['onread']): Socket {
-  const from = socket as unknown as WithHandle;
-  const handle = from._handle;
-  from._handle = null;
-  const options = { handle, allowHalfOpen: true, ...(onread && { onread }) };
-  const taken = new Socket(options as ConstructorParameters<typeof Socket>[0]);
-  if (onread) takenOver.add(taken);
-  taken.once('close', () => socket.destroy());
-  socket.once('close', () => taken.destroy());
-  return taken;
+export function readInto(socket: Socket, { buffer, callback }: SocketWire['onread']): boolean {
+  const handle = (socket as unknown as { _handle: ReadHandle | null })._handle;
+  names ??= namesIn(socket);
+  if (names === undefined || !handle?.useUserBuffer) return false;
+  const told = socket as Socket & Record<symbol, unknown>;
+  const first = buffer();
+  told[names.buffer] = first;
+  told[names.callback] = callback;
+  told[names.generator] = buffer;
+  handle.useUserBuffer(first);
+  return true;
+}
+
+function namesIn(socket: Socket): Names | undefined {
+  const symbols = Object.getOwnPropertySymbols(socket);
+  const named = (name: string) => symbols.find(({ description }) => description === name);
+  const [buffer, callback, generator] = [named('kBuffer'), named('kBufferCb'), named('kBufferGen')];
+  return buffer && callback && generator && { buffer, callback, generator };
 }
 
 /**
- * An ordinary socket again in place of one that was taken over. Its handle goes on reading into a buffer that it is given,
- * which cannot be taken back, so what comes is copied from there into the stream.
+ * An ordinary socket again. Its handle goes on reading into a buffer that it is given, which cannot be taken back, so
+ * what comes is copied from there into the stream.
  */
-function handBack(socket: Socket): Socket {
+function readIntoStream(socket: Socket): void {
   const buffer = Buffer.allocUnsafeSlow(MESSAGE_READ);
-  const back = takeOver(socket, {
+  readInto(socket, {
     buffer: () => buffer,
-    callback: (length, bytes) => back.push(Buffer.from(bytes.subarray(0, length))),
+    callback: (length, bytes) => socket.push(Buffer.from(bytes.subarray(0, length))),
   });
-  // Whoever reads or writes it notices; without a listener a client's reset would end the process.
-  back.on('error', ignore);
-  return back;
 }

@@ -28,18 +28,20 @@ export class CancelKeys {
   }
 
   /** A key for a client; protocol 3.0 knows keys of 4 bytes only, 3.2 has 32. Disposing it forgets it. */
-  issue(real: BackendKey, server: Target, minor: number): Disposable & { readonly given: BackendKey } {
+  issue(backend: BackendKey, server: Target, minor: number): Disposable & { readonly given: BackendKey } {
+    // A copy, and in no closure the original: it is a part of the buffer that the greeting was read into.
+    const real = { pid: backend.pid, key: Buffer.from(backend.key) };
     const given = { pid: real.pid, key: randomBytes(minor >= 2 ? 32 : 4) };
-    // A copy: what it was read from is a part of a bigger buffer.
-    const own = { pid: real.pid, key: Buffer.from(real.key) };
-    const entry: Entry = { given, real: own, server, underWay: undefined, waiting: undefined };
+    const entry: Entry = { given, real, server, underWay: undefined, waiting: undefined };
     const entries = this.#byPid.get(real.pid) ?? new Set();
     this.#byPid.set(real.pid, entries.add(entry));
-    const forget = () => {
-      entries.delete(entry);
-      if (entries.size === 0 && this.#byPid.get(real.pid) === entries) this.#byPid.delete(real.pid);
-    };
-    return { given, [Symbol.dispose]: forget };
+    return { given, [Symbol.dispose]: () => this.#forget(entry) };
+  }
+
+  #forget(entry: Entry): void {
+    const { pid } = entry.real;
+    const entries = this.#byPid.get(pid);
+    if (entries?.delete(entry) && entries.size === 0) this.#byPid.delete(pid);
   }
 
   /**

@@ -20,12 +20,15 @@ interface Scene {
   readonly report: Promise<SessionReport>;
   /** The server's end, when it is there. */
   readonly upstream: Promise<Socket>;
+  /** How often a tunnel was said to be there. */
+  readonly opened: () => number;
 }
 
 /** A tunnel through a socket that was read by a wire before, as behind a request for one. */
 async function scene(t: TestContext, how: Reading, permits: (address: string) => boolean): Promise<Scene> {
   if (how === 'onread') assert.ok(await tryAccelerating());
   const sockets: Socket[] = [];
+  let opened = 0;
   const { promise: upstream, resolve: connected } = Promise.withResolvers<Socket>();
   const origin = createServer({ allowHalfOpen: true }, (socket) => {
     sockets.push(socket);
@@ -59,7 +62,10 @@ async function scene(t: TestContext, how: Reading, permits: (address: string) =>
         });
         attachAccepted(wire, each.client, how);
         const bytes = await head;
-        await blindTunnel(target, permits)(wire.detach(bytes.subarray(bytes.indexOf('\r\n\r\n') + 4)), each);
+        const tunnel = blindTunnel(target, permits, () => {
+          opened += 1;
+        });
+        await tunnel(wire.detach(bytes.subarray(bytes.indexOf('\r\n\r\n') + 4)), each);
       },
     });
     void session.run().then(ended);
@@ -78,7 +84,7 @@ async function scene(t: TestContext, how: Reading, permits: (address: string) =>
     origin.close();
   });
   await once(client, 'connect');
-  return { client, report, upstream };
+  return { client, report, upstream, opened: () => opened };
 }
 
 const REQUEST = 'CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n';
@@ -94,7 +100,7 @@ async function everything(socket: Socket): Promise<Buffer> {
 for (const how of ['data', 'onread'] as const)
   describe(`a tunnel that nobody looks into, of a socket that was read by ${how}`, () => {
     it('carries bytes both ways, from the first behind the head to the last', async (t) => {
-      const { client, report, upstream } = await scene(t, how, () => true);
+      const { client, report, upstream, opened } = await scene(t, how, () => true);
       const [up, down] = [randomBytes(3_000_000), randomBytes(3_000_000)];
       client.write(Buffer.concat([Buffer.from(REQUEST), up.subarray(0, 100)]));
       const server = await upstream;
@@ -111,16 +117,18 @@ for (const how of ['data', 'onread'] as const)
       assert.deepEqual(sha256(answer.subarray(head.length)), sha256(down));
       const { outcome, bytesFromClient, bytesFromUpstream } = await report;
       assert.deepEqual([outcome, bytesFromClient, bytesFromUpstream], ['ok', up.length, down.length]);
+      assert.equal(opened(), 1);
     });
 
     it('is not made to an address that is not permitted, and the client is told', async (t) => {
       const asked: string[] = [];
-      const { client, report } = await scene(t, how, (address) => asked.push(address) < 0);
+      const { client, report, opened } = await scene(t, how, (address) => asked.push(address) < 0);
       client.write(REQUEST);
       assert.match((await everything(client)).toString(), /^HTTP\/1\.1 403 Forbidden\r\n/);
       client.destroy();
       assert.equal((await report).outcome, 'CLIENT_REFUSED');
       assert.ok(asked.includes('127.0.0.1'));
+      assert.equal(opened(), 0);
     });
 
     it('ends with its client', async (t) => {

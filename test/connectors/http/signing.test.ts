@@ -36,6 +36,33 @@ function assertSigned(origin: Origin): void {
   assert.equal(got, body);
 }
 
+it('is answered without the session token that it was signed with, where a server repeats it', async () => {
+  const token = `${secret}/session+token==`;
+  await using origin = await Origin.start(() => ok('done', `X-Echo: ${token}`, 'X-Other: kept'));
+  await using served = await inFrontOf(
+    origin,
+    {
+      authenticate: {
+        aws: {
+          accessKeyId: 'id',
+          secretAccessKey: 'password',
+          sessionToken: 'session',
+          region: 'eu-west-1',
+          service: 'sqs',
+        },
+      },
+    },
+    { credentials: { id: 'AKIDEXAMPLE', password: secret, session: token } },
+  );
+  const client = await served.connect();
+  client.send(request('GET', '/'));
+  const { head, body: got } = await readResponse(client);
+  assert.ok(origin.received[0]?.head.toLowerCase().includes(`x-amz-security-token: ${token}`));
+  assert.equal(got, 'done');
+  assert.doesNotMatch(head, /x-echo/i);
+  assert.match(head, /\r\nX-Other: kept\r\n/);
+});
+
 describe('a request that is signed with its body', () => {
   it('is sent when the body is there, however it comes, and the next one follows on the connection', async () => {
     await using origin = await Origin.start(() => ok('done'));

@@ -28,7 +28,7 @@ class Recorder implements WireUser {
 }
 
 describe('a wire', () => {
-  it('can take accepted sockets over, and write past their streams, on this Node.js', async () => {
+  it('can have accepted sockets read into its buffers, and write past their streams, on this Node.js', async () => {
     assert.equal(await tryAccelerating(), true);
   });
 

@@ -81,6 +81,7 @@ class AwsInjection implements Injection, Signer {
   readonly headers = Buffer.allocUnsafe(0);
   readonly query = Buffer.allocUnsafe(0);
   readonly signer = this;
+  readonly shown: readonly Buffer[];
   readonly #settings: AwsSettings;
   readonly #accessKeyId: string;
   readonly #keys: SigningKeys;
@@ -98,6 +99,7 @@ class AwsInjection implements Injection, Signer {
     this.#accessKeyId = accessKeyId;
     this.#keys = new SigningKeys(secret);
     this.#token = token && copyOf(token);
+    this.shown = this.#token ? [this.#token] : [];
     this.#now = now;
   }
 

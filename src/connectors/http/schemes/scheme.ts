@@ -30,6 +30,8 @@ export interface Injection extends Disposable {
   readonly query: Buffer;
   /** undefined: all requests get the same. */
   readonly signer?: Signer;
+  /** Values that the signer puts into requests as they are, and that are worth something to whoever reads them. */
+  readonly shown?: readonly Buffer[];
 }
 
 /** Signs each request by itself: the slow road, with strings. */
