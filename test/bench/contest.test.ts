@@ -6,6 +6,7 @@ import { compete, type Plan, sectionOf, wanted } from '../../bench/contest.ts';
 const plan: Plan = {
   rounds: 3,
   seconds: 1,
+  httpSeconds: 1,
   only: [],
   quick: true,
   record: false,

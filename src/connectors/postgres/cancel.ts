@@ -1,4 +1,4 @@
-import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { randomFillSync, timingSafeEqual } from 'node:crypto';
 
 import type { PosternError } from '../../core/errors.ts';
 import { readExactly } from '../../core/socket.ts';
@@ -29,9 +29,10 @@ export class CancelKeys {
 
   /** A key for a client; protocol 3.0 knows keys of 4 bytes only, 3.2 has 32. Disposing it forgets it. */
   issue(backend: BackendKey, server: Target, minor: number): Disposable & { readonly given: BackendKey } {
-    // A copy, and in no closure the original: it is a part of the buffer that the greeting was read into.
-    const real = { pid: backend.pid, key: Buffer.from(backend.key) };
-    const given = { pid: real.pid, key: randomBytes(minor >= 2 ? 32 : 4) };
+    // Copies of their own (`Buffer.from` takes a slice of a pool): as parts of something bigger they would keep all of it.
+    const real = { pid: backend.pid, key: Buffer.alloc(backend.key.length) };
+    backend.key.copy(real.key);
+    const given = { pid: real.pid, key: randomFillSync(Buffer.alloc(minor >= 2 ? 32 : 4)) };
     const entry: Entry = { given, real, server, underWay: undefined, waiting: undefined };
     const entries = this.#byPid.get(real.pid) ?? new Set();
     this.#byPid.set(real.pid, entries.add(entry));
