@@ -69,7 +69,10 @@ export const flagHelp: readonly FlagHelp[] = [
 export const ownFlagHelp = {
   run: [
     ['--watch', 'reload when a configuration file changes'],
-    ['--config-timeout TIME', 'how long to wait at the start for a configuration in the cluster (k8s://): 60s'],
+    [
+      '--config-timeout TIME',
+      'how long to wait at the start for a configuration in the cluster (k8s://): 60s',
+    ],
   ],
   check: [
     ['--connect', 'log in to every upstream once'],
