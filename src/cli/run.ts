@@ -19,7 +19,7 @@ import { packageVersion } from './version.ts';
 
 /**
  * `postern run`: serves until SIGTERM or SIGINT, then drains; a second one ends at once. SIGHUP, and SIGUSR1 as in
- * Secretless, reload the configuration.
+ * Secretless, reload the configuration; so do changes of what is followed.
  */
 export async function run(options: RunOptions): Promise<number> {
   const log = await createLog(options);
