@@ -106,7 +106,12 @@ const providers = {
 };
 const config = (services: object, rest: object = {}) =>
   stringify({ version: 2, providers, services, limits: { drainTimeout: '20s' }, ...rest });
-const gatewayConfig = config({ orders: service('tcp://0.0.0.0:5432'), stock: service('tcp://0.0.0.0:5433') });
+/** Asks for a local password, as everybody's gateway should: without it the program warns. */
+const access = { password: { from: 'vault', get: 'secret/orders/local#password' } };
+const gatewayConfig = config(
+  { orders: service('tcp://0.0.0.0:5432'), stock: service('tcp://0.0.0.0:5433') },
+  { access },
+);
 const vaultToken = [{ name: 'vault', audience: 'vault' }];
 
 /** Sets of values that have to work, each with what it is for. */
