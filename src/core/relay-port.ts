@@ -136,7 +136,8 @@ export function findInternals(socket: Socket): Internals | undefined {
   const write = handle.writeBuffer;
   let WriteRequest: unknown;
   handle.writeBuffer = (request, bytes) => {
-    WriteRequest = request.constructor;
+    // Node.js 26 gives none: a write there is an object only when it has to wait.
+    WriteRequest = (request as object | null)?.constructor;
     return write.call(handle, request, bytes);
   };
   socket.write(Buffer.from('.'));

@@ -31,7 +31,8 @@ function begin(client: Socket, upstream: Socket, idleTimeout: number, way: Way):
 }
 
 it('is proven at the start that this version of Node can be used directly', async () => {
-  assert.equal(await proveDirect(), true);
+  // Node.js 26 has a way to write of its own, and is used as it documents itself.
+  assert.equal(await proveDirect(), Number(process.versions.node.split('.')[0]) < 26);
 });
 
 /** A relay with both outer ends in the hand of the test. */

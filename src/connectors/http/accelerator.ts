@@ -10,18 +10,19 @@ export type Reading = 'auto' | 'onread' | 'data';
 const PATIENCE = 10_000;
 
 let works: boolean | undefined;
-let trying: Promise<boolean> | undefined;
+let trying: ReturnType<typeof tryAccelerating> | undefined;
 
 /**
  * Tries once for the process what Node does not document, each over a loopback connection that has to carry bytes and to end
  * in order: whether an accepted socket can be read into our own buffers, and whether sockets can be written to past their
- * streams. Until it is known, and where it fails, `data` events and streams do. Returns whether all of it works.
+ * streams. Until it is known, and where it fails, `data` events and streams do. Node.js 26 writes in a way of its own that costs as
+ * little, and is left to it. Returns what works.
  */
-export async function tryAccelerating(): Promise<boolean> {
+export async function tryAccelerating(): Promise<{ readonly reads: boolean; readonly writes: boolean }> {
   trying ??= Promise.allSettled([attempt(), attemptToWrite()]).then(([read, write]) => {
     works = read.status === 'fulfilled';
     if (write.status === 'fulfilled') allowDirectWrites();
-    return works && write.status === 'fulfilled';
+    return { reads: works, writes: write.status === 'fulfilled' };
   });
   return await trying;
 }

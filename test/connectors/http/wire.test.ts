@@ -29,7 +29,9 @@ class Recorder implements WireUser {
 
 describe('a wire', () => {
   it('can have accepted sockets read into its buffers, and write past their streams, on this Node.js', async () => {
-    assert.equal(await tryAccelerating(), true);
+    // Node.js 26 has a way to write of its own.
+    const writes = Number(process.versions.node.split('.')[0]) < 26;
+    assert.deepEqual(await tryAccelerating(), { reads: true, writes });
   });
 
   for (const reads of ['onread', 'data'] as const) {
