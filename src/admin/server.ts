@@ -1,8 +1,8 @@
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { type AddressInfo, isIP } from 'node:net';
 
-import { type Address, formatAddress } from '../core/address.ts';
-import { PosternError, reasonOf } from '../core/errors.ts';
+import type { Address } from '../core/address.ts';
+import { listening } from '../core/listening.ts';
 import { type Health, healthJson, healthText } from './health.ts';
 import { contentTypes, formatFor } from './registry.ts';
 import { type Operation, statusOf } from './status.ts';
@@ -49,20 +49,7 @@ export class AdminServer {
     );
     server.maxConnections = MOST_CONNECTIONS;
     server.on('clientError', (_error, socket) => socket.destroy());
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    server.once('listening', resolve);
-    server.once('error', reject);
-    server.listen(
-      address.kind === 'unix' ? { path: address.path } : { host: address.host, port: address.port },
-    );
-    try {
-      await promise;
-    } catch (cause) {
-      const message = `cannot listen on ${formatAddress(address)} for health and metrics: ${reasonOf(cause)}`;
-      throw new PosternError('LISTEN_FAILED', message, { cause });
-    }
-    server.off('error', reject);
-    server.on('error', () => {});
+    await listening(server, address, 'health and metrics');
     return new AdminServer(server);
   }
 

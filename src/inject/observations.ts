@@ -3,8 +3,8 @@ import type { AddressInfo } from 'node:net';
 
 import { observeProcess } from '../admin/process-metrics.ts';
 import { contentTypes, formatFor, Registry } from '../admin/registry.ts';
-import { type Address, formatAddress } from '../core/address.ts';
-import { PosternError, reasonOf } from '../core/errors.ts';
+import type { Address } from '../core/address.ts';
+import { listening } from '../core/listening.ts';
 import type { RequestOutcome } from './server.ts';
 
 /** What is counted of the injector; docs/injector.md lists it. */
@@ -114,18 +114,7 @@ export class InjectorAdmin {
     );
     server.maxConnections = 64;
     server.on('clientError', (_error, socket) => socket.destroy());
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    server.once('listening', resolve);
-    server.once('error', reject);
-    server.listen({ host: address.host, port: address.port });
-    try {
-      await promise;
-    } catch (cause) {
-      const message = `cannot listen on ${formatAddress(address)} for health and metrics: ${reasonOf(cause)}`;
-      throw new PosternError('LISTEN_FAILED', message, { cause });
-    }
-    server.off('error', reject);
-    server.on('error', () => {});
+    await listening(server, address, 'health and metrics');
     return new InjectorAdmin(server);
   }
 

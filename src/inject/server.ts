@@ -3,8 +3,9 @@ import { createServer, type Server } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import type { Logger } from 'pino';
 
-import { type Address, formatAddress } from '../core/address.ts';
-import { PosternError, reasonOf } from '../core/errors.ts';
+import type { Address } from '../core/address.ts';
+import { PosternError } from '../core/errors.ts';
+import { listening } from '../core/listening.ts';
 import { describeFailure } from '../core/session.ts';
 import type { Identity } from './certificates.ts';
 import type { Surroundings } from './pod.ts';
@@ -82,22 +83,11 @@ export class WebhookServer {
     });
     server.maxConnections = mostConnections;
     server.on('clientError', (_error, socket) => socket.destroy());
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    server.once('listening', resolve);
-    server.once('error', reject);
-    server.listen(
-      address.kind === 'unix' ? { path: address.path } : { host: address.host, port: address.port },
-    );
     try {
-      await promise;
-    } catch (cause) {
-      const message = `cannot listen on ${formatAddress(address)} for the webhook: ${reasonOf(cause)}`;
-      throw new PosternError('LISTEN_FAILED', message, { cause });
+      await listening(server, address, 'the webhook');
     } finally {
       identity.key.fill(0);
     }
-    server.off('error', reject);
-    server.on('error', () => {});
     return own;
   }
 
