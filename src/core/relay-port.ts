@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net';
 import { getSystemErrorName } from 'node:util';
 
+import { BulkBuffers, type Lease } from './bulk-buffers.ts';
 import { saveLastWords } from './last-words.ts';
 import { endLingering } from './socket.ts';
 
@@ -177,36 +178,11 @@ const HIGH_WATER = 64 * 1024;
 /** What is in it is written or copied before the next read of anybody. */
 const shared = Buffer.allocUnsafeSlow(MESSAGE_READ);
 
-/** A read buffer of one port while bulk flows through it: read into again only when no write refers to it. */
-class Lease {
-  readonly bytes = Buffer.allocUnsafeSlow(BULK_READ);
-  writes = 0;
-  /** Its port reads into another by now. */
-  left = false;
-
-  written(): void {
-    this.writes -= 1;
-    if (this.writes > 0 || !this.left) return;
-    this.left = false;
-    if (spare.length < MOST_SPARE_LEASES) spare.push(this);
-    else leases -= 1;
-  }
-}
-const spare: Lease[] = [];
-/** How many there are, with the spare ones. */
-let leases = 0;
+const bulk = new BulkBuffers(BULK_READ, MOST_SPARE_LEASES, MOST_LEASES);
 
 /** Leases that ports have or writes refer to. */
 export function leasesInUse(): number {
-  return leases - spare.length;
-}
-
-function newLease(): Lease | undefined {
-  const used = spare.pop();
-  if (used !== undefined) return used;
-  if (leases >= MOST_LEASES) return undefined;
-  leases += 1;
-  return new Lease();
+  return bulk.inUse;
 }
 
 /** The port whose bytes are being handed out. */
@@ -365,7 +341,7 @@ class DirectPort implements Port {
   }
 
   #takeLease(): void {
-    this.#lease = newLease();
+    this.#lease = bulk.lease();
     if (!this.#lease || this.#givesBack) return;
     this.#givesBack = true;
     this.#socket.once('close', () => this.#leave());

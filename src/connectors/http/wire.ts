@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net';
 
+import { BulkBuffers, type Lease } from '../../core/bulk-buffers.ts';
 import { saveLastWords } from '../../core/last-words.ts';
 import { endLingering } from '../../core/socket.ts';
 import { type FindHandle, type Handle, type WriteRequest, writeDirectly } from './direct.ts';
@@ -52,35 +53,11 @@ const LOW_WATER = 32 * 1024;
 /** All wires read messages into this one: what is in it is used or copied before the next read. */
 const shared = Buffer.allocUnsafeSlow(MESSAGE_READ);
 
-/** A read buffer of one wire while a body flows through it: read into again only when no write refers to it. */
-class Lease {
-  readonly bytes = Buffer.allocUnsafeSlow(BULK_READ);
-  writes = 0;
-  /** Its wire reads into another by now. */
-  left = false;
-  readonly written = (): void => {
-    this.writes -= 1;
-    if (this.writes > 0 || !this.left) return;
-    this.left = false;
-    if (spare.length < MOST_SPARE_LEASES) spare.push(this);
-    else leases -= 1;
-  };
-}
-const spare: Lease[] = [];
-/** How many there are, with the spare ones. */
-let leases = 0;
+const bulk = new BulkBuffers(BULK_READ, MOST_SPARE_LEASES, MOST_LEASES);
 
 /** Leases that wires have or writes refer to. */
 export function leasesInUse(): number {
-  return leases - spare.length;
-}
-
-function newLease(): Lease | undefined {
-  const used = spare.pop();
-  if (used !== undefined) return used;
-  if (leases >= MOST_LEASES) return undefined;
-  leases += 1;
-  return new Lease();
+  return bulk.inUse;
 }
 
 /** The wire whose bytes are being handed out. */
@@ -211,7 +188,7 @@ export class SocketWire implements Wire {
     const backlog = this.backlog();
     if (backlog <= LOW_WATER) return false;
     if (backlog > HIGH_WATER) return true;
-    if (leases < MOST_LEASES || spare.length > 0) return false;
+    if (!bulk.exhausted) return false;
     // Behind less than a stream's own mark there comes no 'drain', and whoever pauses would wait for ever.
     return this.#handle !== undefined || this.#socket?.writableNeedDrain === true;
   }
@@ -319,7 +296,7 @@ export class SocketWire implements Wire {
     if (this.#bulk) {
       if (this.#lease !== undefined && !this.#leaseTaken) return this.#current;
       this.#leave();
-      this.#lease = newLease();
+      this.#lease = bulk.lease();
       this.#current = this.#lease?.bytes ?? shared;
     } else if (this.#lease !== undefined) {
       this.#leave();
